@@ -1,0 +1,284 @@
+"""What was sent to whom: slots of the weekly rhythm, issues, and the ledger of deliveries."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models.functions import Now
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from posts.models import CONTROL_CHARACTERS, Post
+
+
+class SlotQuerySet(models.QuerySet["Slot"]):
+    def upcoming(self) -> SlotQuerySet:
+        """Slots whose instant has not come, by the database's clock."""
+        return self.filter(due_at__gt=Now()).order_by("due_at")
+
+    def open(self) -> SlotQuerySet:
+        return self.filter(state=Slot.State.OPEN)
+
+
+class Slot(models.Model):
+    """One date of the weekly rhythm; at most one issue takes it."""
+
+    class State(models.TextChoices):
+        OPEN = "open", _("Open")
+        TAKEN = "taken", _("Taken")
+        HELD = "held", _("Held: nothing goes out on this date")
+        MISSED = "missed", _("Missed")
+
+    local_date = models.DateField(unique=True)
+    due_at = models.DateTimeField(db_index=True)
+    state = models.CharField(max_length=6, choices=State, default=State.OPEN)
+    # True once the author moved it: a change of the weekly time leaves it alone.
+    moved = models.BooleanField(default=False)
+    warned_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects = SlotQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["due_at"]
+
+    def __str__(self) -> str:
+        return f"{self.local_date:%A %d %B %Y}"
+
+
+class IssueQuerySet(models.QuerySet["Issue"]):
+    def due(self) -> IssueQuerySet:
+        """Scheduled issues whose instant has come, by the database's clock."""
+        return self.filter(state=Issue.State.SCHEDULED, due_at__lte=Now())
+
+    def sending(self) -> IssueQuerySet:
+        return self.filter(state=Issue.State.SENDING)
+
+    def archived(self) -> IssueQuerySet:
+        """Issues that readers may see in the archive: those whose sending began."""
+        return self.filter(started_at__isnull=False).exclude(state=Issue.State.CANCELLED)
+
+
+class Issue(models.Model):
+    """One e-mailing of one or more posts."""
+
+    class State(models.TextChoices):
+        DRAFT = "draft", _("Draft")
+        SCHEDULED = "scheduled", _("Scheduled")
+        FROZEN = "frozen", _("Frozen")
+        SENDING = "sending", _("Sending")
+        PAUSED = "paused", _("Paused")
+        COMPLETED = "completed", _("Completed")
+        COMPLETED_WITH_FAILURES = "completed_with_failures", _("Completed with failures")
+        NEEDS_REVIEW = "needs_review", _("Needs review")
+        CANCELLED = "cancelled", _("Cancelled")
+
+    # Freezing is one transaction, so `frozen` is seen by others only where an issue waits for its first hint.
+    MOVES = {
+        State.DRAFT: {State.SCHEDULED, State.CANCELLED},
+        State.SCHEDULED: {State.DRAFT, State.FROZEN, State.CANCELLED},
+        State.FROZEN: {State.SENDING, State.PAUSED, State.CANCELLED},
+        State.SENDING: {State.PAUSED, State.COMPLETED, State.COMPLETED_WITH_FAILURES, State.NEEDS_REVIEW, State.CANCELLED},
+        State.PAUSED: {State.SENDING, State.CANCELLED},
+        State.NEEDS_REVIEW: {State.SENDING, State.COMPLETED, State.COMPLETED_WITH_FAILURES},
+        State.COMPLETED: set(),
+        State.COMPLETED_WITH_FAILURES: set(),
+        State.CANCELLED: set(),
+    }
+    EDITABLE = frozenset({State.DRAFT, State.SCHEDULED})
+
+    number = models.PositiveIntegerField(unique=True, null=True, blank=True, help_text=_("Given when it is scheduled."))
+    subject = models.CharField(max_length=200, blank=True, validators=[CONTROL_CHARACTERS])
+    preheader = models.CharField(max_length=200, blank=True, validators=[CONTROL_CHARACTERS])
+    introduction = models.TextField(blank=True, help_text=_("Markdown, before the posts."))
+    posts = models.ManyToManyField(Post, through="IssuePost", related_name="issues")
+    state = models.CharField(max_length=24, choices=State, default=State.DRAFT)
+    slot = models.OneToOneField(
+        Slot,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="issue",
+        error_messages={"unique": _("Another issue has taken this slot: choose another date.")},
+    )
+    due_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    # Fixed at freeze; the source of every copy from then on.
+    source = models.JSONField(default=dict, blank=True, editable=False)
+    source_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    prepared_at = models.DateTimeField(null=True, editable=False)
+    candidates = models.PositiveIntegerField(null=True, editable=False)
+    planned = models.PositiveIntegerField(null=True, editable=False)
+    excluded = models.PositiveIntegerField(null=True, editable=False)
+    started_at = models.DateTimeField(null=True, editable=False)
+    completed_at = models.DateTimeField(null=True, editable=False)
+    late = models.BooleanField(default=False, editable=False)
+
+    objects = IssueQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~models.Q(state="scheduled") | models.Q(due_at__isnull=False, number__isnull=False),
+                name="scheduled_has_instant",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(prepared_at=None) | models.Q(candidates=models.F("planned") + models.F("excluded")),
+                name="candidates_are_planned_or_excluded",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(state__in=["draft", "scheduled", "cancelled"]) | models.Q(prepared_at__isnull=False),
+                name="sent_only_when_prepared",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"#{self.number or '?'} {self.subject or _('(no subject yet)')}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("newsletter:issue", args=[self.number])
+
+    @property
+    def url(self) -> str:
+        return settings.SITE_URL + self.get_absolute_url()
+
+    @property
+    def is_editable(self) -> bool:
+        return self.state in self.EDITABLE
+
+    def can_move(self, state: str) -> bool:
+        return state in self.MOVES[self.State(self.state)]
+
+    def clean(self) -> None:
+        if self.slot and self.slot.state == Slot.State.HELD:
+            raise ValidationError({"slot": _("This date is held: open it first, or choose another.")})
+
+
+class IssuePost(models.Model):
+    """A post's place in an issue: in full or as a teaser."""
+
+    class Mode(models.TextChoices):
+        FULL = "full", _("In full")
+        TEASER = "teaser", _("Teaser with a link")
+
+    issue = models.ForeignKey(Issue, on_delete=models.CASCADE, related_name="issue_posts")
+    post = models.ForeignKey(Post, on_delete=models.PROTECT, related_name="issue_posts")
+    position = models.PositiveSmallIntegerField(default=0)
+    mode = models.CharField(max_length=6, choices=Mode, default=Mode.FULL)
+
+    class Meta:
+        ordering = ["position", "id"]
+        constraints = [models.UniqueConstraint(fields=["issue", "post"], name="post_once_an_issue")]
+
+    def __str__(self) -> str:
+        return f"{self.post} in {self.issue}"
+
+
+class DeliveryQuerySet(models.QuerySet["Delivery"]):
+    def open(self) -> DeliveryQuerySet:
+        return self.filter(state__in=Delivery.OPEN)
+
+    def unknown(self) -> DeliveryQuerySet:
+        return self.filter(state__in=Delivery.UNKNOWN)
+
+
+class Delivery(models.Model):
+    """The ledger: one reader's copy of one issue, and all that is known of it."""
+
+    class State(models.TextChoices):
+        PENDING = "pending", _("Waiting")
+        CLAIMED = "claimed", _("Claimed by a worker")
+        HANDING_OVER = "handing_over", _("Being handed over")
+        ACCEPTED = "accepted", _("Sent")
+        DEFERRED = "deferred", _("Put off, will be tried again")
+        REJECTED = "rejected", _("Rejected")
+        EXPIRED = "expired", _("Given up after repeated deferrals")
+        SKIPPED = "skipped", _("Skipped")
+        FAILED = "failed", _("Could not be rendered")
+        UNCERTAIN = "uncertain", _("Unknown: the connection died after the hand-over began")
+        UNCERTAIN_FINAL = "uncertain_final", _("Unknown: nothing more can be found out")
+
+    # audience = SENT + SKIPPED + FAILED + UNKNOWN + OPEN
+    OPEN: ClassVar = (State.PENDING, State.CLAIMED, State.HANDING_OVER, State.DEFERRED)
+    UNKNOWN: ClassVar = (State.UNCERTAIN, State.UNCERTAIN_FINAL)
+    FAILURES: ClassVar = (State.REJECTED, State.EXPIRED, State.FAILED)
+
+    class Skipped(models.TextChoices):
+        """Why a reader of the audience was not sent his copy."""
+
+        PAUSED = "paused", _("Paused")
+        SUPPRESSED = "suppressed", _("Suppressed")
+        UNSUBSCRIBED = "unsubscribed", _("Left before his copy went")
+        ERASED = "erased", _("Erased")
+        CANCELLED = "cancelled", _("The issue was cancelled")
+
+    # No database constraint: a deferred check for each row doubles the time of a million-row freeze; `audit` checks it.
+    issue = models.ForeignKey(Issue, on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries", db_index=False)
+    subscriber = models.ForeignKey(
+        "subscribers.Subscriber", on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries"
+    )
+    address = models.CharField(max_length=254)
+    address_key = models.CharField(max_length=254)
+    state = models.CharField(max_length=16, choices=State, default=State.PENDING)
+    reason = models.CharField(max_length=16, choices=Skipped, blank=True, default="", db_default="")
+    at_freeze = models.BooleanField(default=False, db_default=False, help_text=_("Excluded already at freeze"))
+    fence = models.PositiveIntegerField(default=0, db_default=0)
+    lease_owner = models.CharField(max_length=64, blank=True, default="", db_default="")
+    lease_until = models.DateTimeField(null=True)
+    attempt = models.PositiveSmallIntegerField(default=0, db_default=0)
+    next_attempt_at = models.DateTimeField(null=True)
+    message_id = models.CharField(max_length=200, blank=True, default="", db_default="")
+    render_sha256 = models.CharField(max_length=64, blank=True, default="", db_default="")
+    phase = models.CharField(max_length=16, blank=True, default="", db_default="")
+    smtp_code = models.PositiveSmallIntegerField(null=True)
+    enhanced_code = models.CharField(max_length=12, blank=True, default="", db_default="")
+    reply_text = models.TextField(blank=True, default="", db_default="")
+    accepted_at = models.DateTimeField(null=True)
+    updated_at = models.DateTimeField(db_default=Now())
+
+    objects = DeliveryQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = _("deliveries")
+        constraints = [
+            models.UniqueConstraint(fields=["issue", "subscriber"], name="one_copy_a_reader"),
+            models.UniqueConstraint(fields=["issue", "address_key"], name="one_copy_an_address"),
+            models.CheckConstraint(
+                condition=~models.Q(state="skipped") | ~models.Q(reason=""), name="skipped_has_reason"
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["issue", "next_attempt_at", "id"],
+                condition=models.Q(state__in=["pending", "deferred"]),
+                name="delivery_claim",
+            ),
+            models.Index(
+                fields=["lease_until"],
+                condition=models.Q(state__in=["claimed", "handing_over"]),
+                name="delivery_lease",
+            ),
+            models.Index(fields=["address_key"], name="delivery_address"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.address}: {self.get_state_display()}"
+
+
+class DeliveryEvent(models.Model):
+    """What was heard of a copy after the relay took it; append-only, once per provider's id."""
+
+    delivery = models.ForeignKey(
+        Delivery, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="events"
+    )
+    kind = models.CharField(max_length=16)
+    provider_id = models.CharField(max_length=200, unique=True)
+    at = models.DateTimeField(db_default=Now())
+    detail = models.JSONField(default=dict)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.provider_id}"

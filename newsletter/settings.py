@@ -1,0 +1,241 @@
+"""Read every setting from the environment; each is listed in .env.example and in README."""
+
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from csp.constants import NONE, SELF
+from django.urls import reverse_lazy
+from environs import Env
+
+from newsletter import embedded
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = Env()
+env.read_env(str(BASE_DIR / ".env"), recurse=False)
+
+# Servers: named by the environment in production, embedded otherwise.
+EMBEDDED_DIR = Path(env.str("EMBEDDED_DIR", "") or BASE_DIR / ".masthead")
+EMBEDDED = not env.str("DATABASE_URL", "")
+servers = embedded.Servers(EMBEDDED_DIR, postgres_bin=env.str("POSTGRES_BIN", ""))
+
+DATABASES = {
+    "default": env.dj_db_url(
+        "DATABASE_URL", servers.database_url, conn_max_age=600, conn_health_checks=True
+    )
+}
+REDIS_URL = env.str("REDIS_URL", "") or servers.redis_url
+
+# Secrets
+SECRET_KEY = env.str("SECRET_KEY", "") or (servers.secret("secret_key") if EMBEDDED else "")
+SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", [])
+# Never rotate: it hashes suppressed addresses and makes Message-IDs. Keep it outside the database and its dumps.
+PEPPER = env.str("PEPPER", "") or (servers.secret("pepper") if EMBEDDED else "")
+
+# The site
+SITE_URL = env.str("SITE_URL", "http://localhost:8000").rstrip("/")
+SECURE = SITE_URL.startswith("https://")
+DEBUG = env.bool("DEBUG", False)
+TESTING = "pytest" in sys.modules
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", []) or [
+    urlsplit(SITE_URL).hostname or "localhost",
+    *([] if SECURE else ["localhost", "127.0.0.1", "[::1]"]),
+]
+ADMIN_PATH = env.str("ADMIN_PATH", "admin").strip("/")
+CSRF_TRUSTED_ORIGINS = [SITE_URL]
+SECURE_PROXY_SSL_HEADER = (
+    ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("TRUST_PROXY", False) else None
+)
+# How many proxies stand in front: that many entries from the right of X-Forwarded-For are theirs.
+PROXY_COUNT = 1 if env.bool("TRUST_PROXY", False) else 0
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 31536000) if SECURE else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
+# A redirect would turn a one-click unsubscribe POST into a GET (RFC 8058, 3.1), so that path is left out.
+SECURE_SSL_REDIRECT = SECURE and env.bool("SSL_REDIRECT", True)
+SECURE_REDIRECT_EXEMPT = [r"^u/", r"^healthz/?$"]
+SECURE_REFERRER_POLICY = "strict-origin-when-cross-origin"
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 6 * 1024 * 1024
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.sitemaps",
+    "django.contrib.postgres",
+    "csp",
+    "markdownx",
+    "anymail",
+    "posts",
+    "subscribers",
+    "newsletter",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "newsletter.urls"
+WSGI_APPLICATION = "newsletter.wsgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "posts.context_processors.publication",
+            ],
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LOGIN_URL = reverse_lazy("admin:login")
+
+# Content Security Policy: public pages may load only our own style, script, image and form target.
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "style-src": [SELF],
+        "script-src": [SELF],
+        "img-src": [SELF],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "manifest-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+    }
+}
+
+# Language and time
+LANGUAGE_CODE = "en"
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+# Files
+STATIC_URL = "/static/"
+STATIC_ROOT = Path(env.str("STATIC_ROOT", "") or BASE_DIR / "staticfiles")
+MEDIA_URL = "/media/"
+MEDIA_ROOT = Path(
+    env.str("MEDIA_ROOT", "") or (EMBEDDED_DIR / "media" if EMBEDDED else BASE_DIR / "media")
+)
+WHITENOISE_USE_FINDERS = EMBEDDED
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
+        if EMBEDDED
+        else "whitenoise.storage.CompressedManifestStaticFilesStorage"
+    },
+}
+
+# Mail: issues go to this SMTP server through the ledger, system mail through Django's e-mail API.
+SMTP_HOST = env.str("SMTP_HOST", "localhost")
+SMTP_PORT = env.int("SMTP_PORT", 25)
+SMTP_USER = env.str("SMTP_USER", "")
+SMTP_PASSWORD = env.str("SMTP_PASSWORD", "")
+SMTP_SECURITY = env.str("SMTP_SECURITY", "none")  # none, starttls, tls
+SMTP_TIMEOUT = env.float("SMTP_TIMEOUT", 60)
+# RFC 5321, 4.5.3.2.6: a short wait after the final dot makes uncertain mail.
+SMTP_FINAL_TIMEOUT = env.float("SMTP_FINAL_TIMEOUT", 600)
+SMTP_MESSAGES_PER_CONNECTION = env.int("SMTP_MESSAGES_PER_CONNECTION", 500)
+EMAIL_BACKEND = env.str("EMAIL_BACKEND", "django.core.mail.backends.smtp.EmailBackend")
+EMAIL_HOST, EMAIL_PORT = SMTP_HOST, SMTP_PORT
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = SMTP_USER, SMTP_PASSWORD
+EMAIL_USE_TLS, EMAIL_USE_SSL = SMTP_SECURITY == "starttls", SMTP_SECURITY == "tls"
+EMAIL_TIMEOUT = 30
+ANYMAIL = env.json("ANYMAIL", {})
+# Where bounces come home; empty: the sender's address is the envelope sender.
+BOUNCE_DOMAIN = env.str("BOUNCE_DOMAIN", "")
+# Addresses in .test and example.* may join: for demo and tests only.
+ALLOW_TEST_ADDRESSES = env.bool("ALLOW_TEST_ADDRESSES", False)
+
+# Sending: durations in seconds
+LEASE_SECONDS = env.float("LEASE_SECONDS", 120)
+RENEW_SECONDS = env.float("RENEW_SECONDS", 30)
+CLAIM_SECONDS = env.float("CLAIM_SECONDS", 60)  # a task stops claiming after this long
+CLAIM_BATCH = env.int("CLAIM_BATCH", 100)
+INTENT_TTL_SECONDS = env.float("INTENT_TTL_SECONDS", 30)
+RETRY_FIRST_SECONDS = env.float("RETRY_FIRST_SECONDS", 300)
+RETRY_MAX_SECONDS = env.float("RETRY_MAX_SECONDS", 4 * 3600)
+RETRY_FOR_SECONDS = env.float("RETRY_FOR_SECONDS", 72 * 3600)
+DISPATCH_SECONDS = env.float("DISPATCH_SECONDS", 60)
+SWEEP_SECONDS = env.float("SWEEP_SECONDS", 30)
+
+# Celery: a message is a hint that carries ids; PostgreSQL is the queue of truth.
+CELERY_BROKER_URL = servers.celery_url(REDIS_URL)
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 2,
+    "visibility_timeout": 3600,
+}
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_max": 0.2}
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_SERIALIZER = "json"
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_STORE_ERRORS_EVEN_IF_IGNORED = False
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_TASK_DEFAULT_QUEUE = "bulk"
+CELERY_TASK_ROUTES = {
+    "subscribers.tasks.*": {"queue": "system"},
+    "newsletter.tasks.dispatch_due": {"queue": "system"},
+    "newsletter.tasks.sweep": {"queue": "system"},
+}
+CELERY_BEAT_SCHEDULE_FILENAME = str(
+    (EMBEDDED_DIR if EMBEDDED else Path("/tmp")) / "celerybeat-schedule"  # noqa: S108 one file, no secret in it
+)
+CELERY_BEAT_SCHEDULE = {
+    "dispatch-due": {"task": "newsletter.tasks.dispatch_due", "schedule": DISPATCH_SECONDS},
+    "sweep": {"task": "newsletter.tasks.sweep", "schedule": SWEEP_SECONDS},
+}
+
+# markdownx: its own views are public and store HTML, so they are never mounted; these names point at ours.
+MARKDOWNX_URLS_PATH = f"/{ADMIN_PATH}/markdown/preview/"
+MARKDOWNX_UPLOAD_URLS_PATH = f"/{ADMIN_PATH}/markdown/upload/"
+MARKDOWNX_MARKDOWNIFY_FUNCTION = "posts.markdown.render"
+
+LOG_LEVEL = env.str("LOG_LEVEL", "INFO")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+}
+UNFOLD = {
+    "SITE_TITLE": "Masthead",
+    "SITE_HEADER": "Masthead",
+    "SITE_SYMBOL": "newspaper",
+    "SITE_URL": "/",
+    "SHOW_HISTORY": True,
+}

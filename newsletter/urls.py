@@ -1,0 +1,13 @@
+"""All addresses of the site; the three apps each name their own."""
+
+from django.conf import settings
+from django.contrib import admin
+from django.urls import include, path
+
+urlpatterns = [
+    path(f"{settings.ADMIN_PATH}/markdown/", include("posts.admin_urls")),
+    path(f"{settings.ADMIN_PATH}/", admin.site.urls),
+    path("", include("subscribers.urls")),
+    path("", include("newsletter.issue_urls")),
+    path("", include("posts.urls")),
+]

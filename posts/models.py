@@ -1,0 +1,311 @@
+"""What we say: the publication, its posts and tags, and the posts that the front page features."""
+
+from __future__ import annotations
+
+import datetime as dt
+import zoneinfo
+from typing import Any
+
+from django.conf import settings
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVectorField
+from django.core.exceptions import ValidationError
+from django.core.validators import (
+    MaxValueValidator,
+    MinValueValidator,
+    RegexValidator,
+    validate_email,
+)
+from django.db import models, transaction
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.text import Truncator, slugify
+from django.utils.translation import gettext_lazy as _
+
+from posts import markdown, search
+
+CONTROL_CHARACTERS = RegexValidator(
+    r"[\x00-\x08\x0a-\x1f\x7f\u0085\u2028\u2029]",
+    _("Line breaks and control characters can't stand in a mail header: please remove them."),
+    inverse_match=True,
+)
+
+
+def validate_time_zone(name: str) -> None:
+    """Raise ValidationError unless `name` is an IANA time zone."""
+    if name not in zoneinfo.available_timezones():
+        raise ValidationError(
+            _("“%(name)s” is not a time zone. Write it as Europe/London or America/New_York."),
+            params={"name": name},
+        )
+
+
+def validate_social_links(text: str) -> None:
+    """Raise ValidationError unless each line of `text` is a label and an http(s) address."""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        label, _space, url = line.rpartition(" ")
+        if not label or not url.startswith(("https://", "http://")):
+            raise ValidationError(
+                _("“%(line)s” is not a label and an address, such as: Mastodon https://example.social/@me"),
+                params={"line": line},
+            )
+
+
+class Publication(models.Model):
+    """The one publication of this installation: identity, sender, and when its issue goes out."""
+
+    class Weekday(models.IntegerChoices):
+        MONDAY = 0, _("Monday")
+        TUESDAY = 1, _("Tuesday")
+        WEDNESDAY = 2, _("Wednesday")
+        THURSDAY = 3, _("Thursday")
+        FRIDAY = 4, _("Friday")
+        SATURDAY = 5, _("Saturday")
+        SUNDAY = 6, _("Sunday")
+
+    name = models.CharField(max_length=100, default="My newsletter", validators=[CONTROL_CHARACTERS])
+    tagline = models.CharField(max_length=200, blank=True)
+    byline = models.CharField(_("author"), max_length=100, blank=True, help_text=_("Who writes it."))
+    about = models.TextField(blank=True, help_text=_("Markdown, shown on the page /about/."))
+    avatar = models.ImageField(upload_to="avatar", blank=True)
+    social_links = models.TextField(
+        blank=True,
+        validators=[validate_social_links],
+        help_text=_("One a line: a label, a space, the address."),
+    )
+    accent_color = models.CharField(
+        max_length=7,
+        default="#0f6b5c",
+        validators=[RegexValidator(r"^#[0-9a-fA-F]{6}\Z", _("Write the colour as #0f6b5c."))],
+    )
+    sender_name = models.CharField(max_length=100, blank=True, validators=[CONTROL_CHARACTERS])
+    sender_address = models.EmailField(default="newsletter@example.com", validators=[validate_email])
+    reply_to = models.EmailField(blank=True)
+    postal_address = models.TextField(
+        blank=True, help_text=_("Stands at the foot of every issue; the law asks for it, so nothing is sent without it.")
+    )
+    send_weekday = models.PositiveSmallIntegerField(choices=Weekday, default=Weekday.MONDAY)
+    send_time = models.TimeField(default=dt.time(9, 0))
+    time_zone = models.CharField(
+        max_length=64, default="Europe/London", validators=[validate_time_zone], help_text=_("IANA name")
+    )
+    catch_up_hours = models.PositiveSmallIntegerField(
+        default=12,
+        validators=[MinValueValidator(1), MaxValueValidator(144)],
+        help_text=_("A slot missed by more than this is never sent late by itself."),
+    )
+    language = models.CharField(max_length=10, choices=search.LANGUAGES, default="en")
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="one_publication")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.pk = 1
+        super().save(*args, **kwargs)
+
+    @classmethod
+    def current(cls) -> Publication:
+        """Return the publication, making it with its defaults on first use."""
+        return cls.objects.get_or_create(pk=1)[0]
+
+    @property
+    def zone(self) -> zoneinfo.ZoneInfo:
+        return zoneinfo.ZoneInfo(self.time_zone)
+
+    @property
+    def links(self) -> list[tuple[str, str]]:
+        """Return the social links as (label, address)."""
+        lines = filter(None, map(str.strip, self.social_links.splitlines()))
+        return [(label.strip(), url) for label, _space, url in (line.rpartition(" ") for line in lines)]
+
+    @property
+    def sender(self) -> str:
+        return self.sender_name or self.name
+
+
+class Tag(models.Model):
+    name = models.CharField(max_length=60, unique=True)
+    slug = models.SlugField(max_length=60, unique=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.slug = self.slug or slugify(self.name)[:60]
+        super().save(*args, **kwargs)
+
+    def get_absolute_url(self) -> str:
+        return reverse("posts:tag", args=[self.slug])
+
+
+class PostQuerySet(models.QuerySet["Post"]):
+    def published(self) -> PostQuerySet:
+        """Posts that the web may show to someone who has their address: public and unlisted."""
+        return self.filter(status=Post.Status.PUBLISHED, published_at__lte=timezone.now()).exclude(
+            visibility=Post.Visibility.EMAIL_ONLY
+        )
+
+    def listed(self) -> PostQuerySet:
+        """Posts that lists, feeds, search and the sitemap show: published and public."""
+        return self.published().filter(visibility=Post.Visibility.PUBLIC)
+
+    def ready(self) -> PostQuerySet:
+        """Posts that the author marked for the next issue."""
+        return self.filter(ready=True).exclude(status=Post.Status.WITHDRAWN)
+
+
+class Post(models.Model):
+    """A text written once: on the web at its address, in the mail as part of an issue, or both."""
+
+    class Status(models.TextChoices):
+        DRAFT = "draft", _("Draft")
+        SCHEDULED = "scheduled", _("Scheduled")
+        PUBLISHED = "published", _("Published")
+        WITHDRAWN = "withdrawn", _("Withdrawn")
+
+    class Visibility(models.TextChoices):
+        PUBLIC = "public", _("Public")
+        UNLISTED = "unlisted", _("Unlisted: only by its address")
+        EMAIL_ONLY = "email_only", _("E-mail only")
+
+    MOVES = {
+        Status.DRAFT: {Status.SCHEDULED, Status.PUBLISHED},
+        Status.SCHEDULED: {Status.DRAFT, Status.PUBLISHED},
+        Status.PUBLISHED: {Status.WITHDRAWN},
+        Status.WITHDRAWN: {Status.PUBLISHED},
+    }
+
+    title = models.CharField(max_length=200)
+    subtitle = models.CharField(max_length=300, blank=True)
+    slug = models.SlugField(
+        max_length=200,
+        unique=True,
+        blank=True,
+        error_messages={"unique": _("Another post has this address: choose a different slug.")},
+    )
+    body = models.TextField(blank=True, help_text=_("Markdown"))
+    excerpt = models.TextField(blank=True, help_text=_("Left empty, it is taken from the text."))
+    cover = models.ImageField(upload_to="covers/%Y", blank=True)
+    cover_alt = models.CharField(_("cover's alt text"), max_length=300, blank=True)
+    tags = models.ManyToManyField(Tag, blank=True, related_name="posts")
+    canonical_url = models.URLField(blank=True, help_text=_("Where the text first appeared, if elsewhere."))
+    meta_description = models.CharField(max_length=300, blank=True)
+    status = models.CharField(max_length=10, choices=Status, default=Status.DRAFT)
+    visibility = models.CharField(max_length=10, choices=Visibility, default=Visibility.PUBLIC)
+    published_at = models.DateTimeField(null=True, blank=True, db_index=True)
+    ready = models.BooleanField(_("ready for the next issue"), default=False)
+    source = models.CharField(max_length=300, blank=True, editable=False, db_index=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    body_html = models.TextField(editable=False, default="")
+    body_text = models.TextField(editable=False, default="")
+    reading_minutes = models.PositiveSmallIntegerField(editable=False, default=1)
+    search = models.GeneratedField(
+        expression=search.post_vector(), output_field=SearchVectorField(), db_persist=True
+    )
+
+    objects = PostQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-published_at", "-id"]
+        indexes = [
+            GinIndex(fields=["search"], name="post_search"),
+            GinIndex(fields=["title"], opclasses=["gin_trgm_ops"], name="post_title_trgm"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(status__in=["draft", "withdrawn"]) | models.Q(published_at__isnull=False),
+                name="published_has_date",
+                violation_error_message=_("A scheduled or published post needs a date."),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.title
+
+    def get_absolute_url(self) -> str:
+        return reverse("posts:post", args=[self.slug])
+
+    @property
+    def url(self) -> str:
+        """Return the canonical absolute address."""
+        return self.canonical_url or settings.SITE_URL + self.get_absolute_url()
+
+    @property
+    def summary(self) -> str:
+        """Return the excerpt, given or derived from the text."""
+        return self.excerpt or Truncator(" ".join(self.body_text.split())).chars(240)
+
+    def can_move(self, status: str) -> bool:
+        return status in self.MOVES[self.Status(self.status)]
+
+    def publish(self, *, at: dt.datetime | None = None) -> None:
+        """Put the post on the web, keeping an earlier date of publication."""
+        self.status = self.Status.PUBLISHED
+        self.published_at = at or self.published_at or timezone.now()
+        self.save()
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Derive HTML, text and reading time; keep a changed address of a published post as a redirect."""
+        self.slug = self.slug or self._free_slug()
+        rendered = markdown.render_post(self.body)
+        self.body_html, self.body_text = rendered.html, rendered.text
+        self.reading_minutes = rendered.reading_minutes
+        with transaction.atomic():
+            self._keep_old_address()
+            super().save(*args, **kwargs)
+
+    def clean(self) -> None:
+        if self.status in (self.Status.SCHEDULED, self.Status.PUBLISHED) and not self.published_at:
+            self.published_at = timezone.now()
+        if self.cover and not self.cover_alt:
+            raise ValidationError({"cover_alt": _("Say what the cover shows, for those who can't see it.")})
+        self._check_move()
+
+    def _check_move(self) -> None:
+        old = Post.objects.filter(pk=self.pk).values_list("status", flat=True).first()
+        if old and old != self.status and self.status not in self.MOVES[self.Status(old)]:
+            raise ValidationError(
+                {"status": _("A post that is %(old)s can't become %(new)s.") % {"old": old, "new": self.status}}
+            )
+
+    def _free_slug(self) -> str:
+        base = slugify(self.title)[:190] or "post"
+        taken = set(Post.objects.filter(slug__startswith=base).exclude(pk=self.pk).values_list("slug", flat=True))
+        return next(slug for n in range(1, 10**6) if (slug := base if n == 1 else f"{base}-{n}") not in taken)
+
+    def _keep_old_address(self) -> None:
+        Redirect.objects.filter(path=self.get_absolute_url()).delete()
+        old = Post.objects.filter(pk=self.pk).exclude(slug=self.slug).first() if self.pk else None
+        if old and old.published_at:
+            Redirect.objects.update_or_create(path=old.get_absolute_url(), defaults={"post": self})
+
+
+class Redirect(models.Model):
+    """An old address of a post: a changed slug or an alias that came along with an import."""
+
+    path = models.CharField(max_length=500, unique=True)
+    post = models.ForeignKey(Post, on_delete=models.CASCADE, related_name="redirects")
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class FeaturedPost(models.Model):
+    """A post pinned on the front page, in the author's order."""
+
+    post = models.OneToOneField(Post, on_delete=models.CASCADE, related_name="featured")
+    position = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        ordering = ["position", "id"]
+
+    def __str__(self) -> str:
+        return str(self.post)

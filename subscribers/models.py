@@ -1,0 +1,199 @@
+"""Who asked for it: subscribers, the consent they gave, the addresses never to mail, and mail owed to one person."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from typing import Any, ClassVar
+
+from django.db import models
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from subscribers import addresses
+
+
+class SubscriberQuerySet(models.QuerySet["Subscriber"]):
+    def mailable(self) -> SubscriberQuerySet:
+        """Readers who may be mailed now: active, not paused, not suppressed."""
+        return self.filter(status=Subscriber.Status.ACTIVE).unpaused().unsuppressed()
+
+    def unpaused(self) -> SubscriberQuerySet:
+        return self.filter(models.Q(paused_until=None) | models.Q(paused_until__lte=Now()))
+
+    def unsuppressed(self) -> SubscriberQuerySet:
+        return self.exclude(suppressed=True)
+
+    def with_address(self, address: str) -> SubscriberQuerySet:
+        """The reader who has `address` in any spelling of it; raises addresses.InvalidAddress."""
+        return self.filter(key=addresses.canonical(address))
+
+
+class Subscriber(models.Model):
+    """One person who reads, or once asked to."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending", _("Pending: not confirmed yet")
+        ACTIVE = "active", _("Active")
+        UNSUBSCRIBED = "unsubscribed", _("Unsubscribed")
+        ERASED = "erased", _("Erased")
+
+    MOVES = {
+        Status.PENDING: {Status.ACTIVE, Status.UNSUBSCRIBED, Status.ERASED},
+        Status.ACTIVE: {Status.UNSUBSCRIBED, Status.ERASED},
+        Status.UNSUBSCRIBED: {Status.ACTIVE, Status.PENDING, Status.ERASED},
+        Status.ERASED: set(),
+    }
+
+    address = models.EmailField(max_length=254)
+    # The canonical form of the address: the identity. NFC, ASCII lower case, A-label domain (design: one person, one row).
+    key = models.CharField(max_length=254, unique=True, editable=False)
+    address_hash = models.BinaryField(max_length=32, editable=False, db_index=True)
+    name = models.CharField(max_length=100, blank=True)
+    status = models.CharField(max_length=12, choices=Status, default=Status.PENDING)
+    # True while a Suppression of this address exists: derived by triggers in the Suppression's own transaction, so that
+    # a sender who waits for this row's lock sees the change (a subquery on the other table would not).
+    suppressed = models.BooleanField(default=False, editable=False)
+    paused_until = models.DateTimeField(null=True, blank=True)
+    # The bearer of the unsubscribe link: random, never expires, may only reduce mail.
+    unsubscribe_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    source = models.CharField(max_length=100, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    confirmed_at = models.DateTimeField(null=True, blank=True)
+    unsubscribed_at = models.DateTimeField(null=True, blank=True)
+
+    objects = SubscriberQuerySet.as_manager()
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["status"], name="subscriber_status"),
+            models.Index(fields=["-created_at"], name="subscriber_created"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=~models.Q(status="active") | models.Q(confirmed_at__isnull=False),
+                name="active_is_confirmed",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.address or f"erased reader {self.pk}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if self.address:
+            self.key = addresses.canonical(self.address)
+            self.address_hash = addresses.keyed_hash(self.key)
+        super().save(*args, **kwargs)
+
+
+class Consent(models.Model):
+    """One line of the consent log: what a person agreed to or took back, when, where and in which words."""
+
+    class Kind(models.TextChoices):
+        REQUESTED = "requested", _("Asked to join")
+        CONFIRMED = "confirmed", _("Confirmed")
+        IMPORTED = "imported", _("Imported with a stated consent")
+        UNSUBSCRIBED = "unsubscribed", _("Left")
+        RESUBSCRIBED = "resubscribed", _("Came back")
+        CHANGED = "changed", _("Changed something")
+
+    subscriber = models.ForeignKey(Subscriber, on_delete=models.CASCADE, related_name="consents")
+    kind = models.CharField(max_length=12, choices=Kind)
+    at = models.DateTimeField(auto_now_add=True)
+    wording = models.TextField(blank=True)
+    language = models.CharField(max_length=10, blank=True)
+    page = models.CharField(max_length=500, blank=True)
+    ip = models.GenericIPAddressField(null=True, blank=True)
+    user_agent = models.CharField(max_length=300, blank=True)
+    detail = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering = ["at", "id"]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.at:%Y-%m-%d %H:%M}"
+
+
+class Suppression(models.Model):
+    """An address never to mail, kept as a keyed hash so that it outlives the erasure of the person."""
+
+    class Reason(models.TextChoices):
+        BOUNCED = "bounced", _("Hard bounce")
+        COMPLAINED = "complained", _("Complained")
+        ASKED = "asked", _("Asked never to be mailed")
+        MANUAL = "manual", _("Set by the author")
+
+    address_hash = models.BinaryField(max_length=32, unique=True, editable=False)
+    reason = models.CharField(max_length=10, choices=Reason)
+    note = models.CharField(max_length=300, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"{self.get_reason_display()}: {bytes(self.address_hash).hex()[:12]}…"
+
+
+class MagicLink(models.Model):
+    """A one-time key mailed to its owner; only its SHA-256 is kept."""
+
+    class Purpose(models.TextChoices):
+        PREFERENCES = "preferences", _("Open the preferences")
+        UNDO = "undo", _("Undo an unsubscribe")
+
+    MINUTES: ClassVar[int] = 30
+
+    subscriber = models.ForeignKey(Subscriber, on_delete=models.CASCADE, related_name="magic_links")
+    purpose = models.CharField(max_length=12, choices=Purpose)
+    token_hash = models.BinaryField(max_length=32, unique=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.purpose} link of subscriber {self.subscriber_id}"
+
+    @staticmethod
+    def new_token() -> tuple[str, bytes]:
+        """Return a fresh 256-bit token and the hash to keep of it."""
+        token = secrets.token_urlsafe(32)
+        return token, hashlib.sha256(token.encode()).digest()
+
+
+class SystemMailQuerySet(models.QuerySet["SystemMail"]):
+    def due(self) -> SystemMailQuerySet:
+        """Mail that is owed and not yet handed over nor given up."""
+        return self.filter(sent_at=None, failed_at=None, due_at__lte=Now())
+
+
+class SystemMail(models.Model):
+    """The outbox of system mail: a row is a mail owed; Celery only hints, `sweep` finds what was left."""
+
+    class Kind(models.TextChoices):
+        CONFIRM = "confirm", _("Confirm your subscription")
+        WELCOME = "welcome", _("Welcome")
+        ALREADY = "already", _("You are subscribed already")
+        MAGIC_LINK = "magic_link", _("Link to your preferences")
+        ALERT = "alert", _("Alert to the author")
+
+    kind = models.CharField(max_length=12, choices=Kind)
+    subscriber = models.ForeignKey(Subscriber, null=True, blank=True, on_delete=models.CASCADE, related_name="system_mail")
+    address = models.EmailField(max_length=254, blank=True, help_text=_("For alerts: the author's address"))
+    context = models.JSONField(default=dict, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    due_at = models.DateTimeField(db_default=Now())
+    attempts = models.PositiveSmallIntegerField(default=0)
+    sent_at = models.DateTimeField(null=True, blank=True)
+    failed_at = models.DateTimeField(null=True, blank=True)
+    error = models.TextField(blank=True)
+
+    objects = SystemMailQuerySet.as_manager()
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["due_at"], condition=models.Q(sent_at=None, failed_at=None), name="system_mail_due"),
+            models.Index(fields=["subscriber", "kind", "created_at"], name="system_mail_throttle"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} #{self.pk}"
