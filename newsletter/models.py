@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from posts.models import CONTROL_CHARACTERS, Post
+from posts.models import CONTROL_CHARACTERS, Post, Publication
 
 
 class SlotQuerySet(models.QuerySet["Slot"]):
@@ -47,6 +51,41 @@ class Slot(models.Model):
     def __str__(self) -> str:
         return f"{self.local_date:%A %d %B %Y}"
 
+    def check_free(self, issue: Issue) -> None:
+        """Raise ValidationError unless `issue` may take this slot."""
+        if self.due_at <= timezone.now():
+            raise ValidationError({"slot": _("This date has passed: choose a later one, or send the issue now.")})
+        if self.state == self.State.HELD:
+            raise ValidationError({"slot": _("This date is held: open it first, or choose another.")})
+        if self.state == self.State.TAKEN and issue.slot != self:
+            raise ValidationError({"slot": _("Another issue has taken this date: choose another.")})
+
+    def take(self) -> None:
+        self.state = self.State.TAKEN
+        self.save(update_fields=["state"])
+
+    def hold(self) -> None:
+        """Let nothing go out on this date. Raises ValidationError where an issue has taken it."""
+        self._turn(self.State.OPEN, self.State.HELD, _("An issue has taken this date: take it back to a draft first."))
+
+    def release(self) -> None:
+        """Open a held date again."""
+        self._turn(self.State.HELD, self.State.OPEN, _("Only a held date can be opened."))
+
+    def move(self, due_at: dt.datetime) -> None:
+        """Send on another instant this week; an issue in the slot goes along."""
+        with transaction.atomic():
+            if due_at <= timezone.now():
+                raise ValidationError({"due_at": _("This instant has passed: choose a later one.")})
+            Slot.objects.filter(pk=self.pk).update(due_at=due_at, moved=True)
+            Issue.objects.filter(slot=self, state=Issue.State.SCHEDULED).update(due_at=due_at)
+            self.refresh_from_db()
+
+    def _turn(self, old: str, new: str, refusal: str) -> None:
+        if not Slot.objects.filter(pk=self.pk, state=old).update(state=new):
+            raise ValidationError(refusal)
+        self.state = new
+
 
 class IssueQuerySet(models.QuerySet["Issue"]):
     def due(self) -> IssueQuerySet:
@@ -80,7 +119,13 @@ class Issue(models.Model):
         State.DRAFT: {State.SCHEDULED, State.CANCELLED},
         State.SCHEDULED: {State.DRAFT, State.FROZEN, State.CANCELLED},
         State.FROZEN: {State.SENDING, State.PAUSED, State.CANCELLED},
-        State.SENDING: {State.PAUSED, State.COMPLETED, State.COMPLETED_WITH_FAILURES, State.NEEDS_REVIEW, State.CANCELLED},
+        State.SENDING: {
+            State.PAUSED,
+            State.COMPLETED,
+            State.COMPLETED_WITH_FAILURES,
+            State.NEEDS_REVIEW,
+            State.CANCELLED,
+        },
         State.PAUSED: {State.SENDING, State.CANCELLED},
         State.NEEDS_REVIEW: {State.SENDING, State.COMPLETED, State.COMPLETED_WITH_FAILURES},
         State.COMPLETED: set(),
@@ -153,9 +198,151 @@ class Issue(models.Model):
     def can_move(self, state: str) -> bool:
         return state in self.MOVES[self.State(self.state)]
 
-    def clean(self) -> None:
-        if self.slot and self.slot.state == Slot.State.HELD:
-            raise ValidationError({"slot": _("This date is held: open it first, or choose another.")})
+    def counts(self) -> Counts:
+        """Count this issue's copies by state, at this moment."""
+        rows = self.deliveries.order_by().values_list("state").annotate(models.Count("id"))
+        return Counts(dict(rows))
+
+    def schedule(self, slot: Slot) -> None:
+        """Put the issue into a slot of the weekly rhythm. Raises ValidationError naming the field to mend."""
+        with transaction.atomic():
+            self._lock()
+            slot = Slot.objects.select_for_update().get(pk=slot.pk)
+            slot.check_free(self)
+            self._free_slot()
+            self.slot = slot
+            self._schedule_at(slot.due_at)
+            slot.take()
+
+    def schedule_at(self, due_at: dt.datetime) -> None:
+        """Schedule the issue for an instant outside the weekly rhythm. Raises ValidationError."""
+        with transaction.atomic():
+            self._lock()
+            self._free_slot()
+            self._schedule_at(due_at)
+
+    def unschedule(self) -> None:
+        """Take a scheduled issue back to a draft; its date is free again."""
+        with transaction.atomic():
+            self._lock()
+            self._move(self.State.DRAFT)
+            self._free_slot()
+            self.due_at = None
+            self.save(update_fields=["state", "slot", "due_at"])
+
+    def pause(self) -> None:
+        """Stop handing over; copies under way at this moment are finished."""
+        self._move_now(self.State.PAUSED)
+
+    def resume(self) -> None:
+        """Go on sending after a pause."""
+        self._move_now(self.State.SENDING)
+
+    def cancel(self) -> None:
+        """Never send the copies that have not gone yet. This is final."""
+        with transaction.atomic():
+            self._move_now(self.State.CANCELLED)
+            self._free_slot()
+            self.save(update_fields=["slot"])
+            self.deliveries.filter(state__in=[Delivery.State.PENDING, Delivery.State.DEFERRED]).update(
+                state=Delivery.State.SKIPPED,
+                reason=Delivery.Skipped.CANCELLED,
+                next_attempt_at=None,
+                updated_at=Now(),
+            )
+
+    def missing(self) -> dict[str, str]:
+        """Return what keeps the issue from being scheduled, by field."""
+        found = {}
+        if not self.subject.strip():
+            found["subject"] = _("An issue needs a subject: it is what the reader sees first.")
+        if not self.introduction.strip() and not self.issue_posts.exists():
+            found["__all__"] = _("The issue is empty: choose a post or write an introduction.")
+        if not Publication.current().postal_address.strip():
+            found["__all__"] = _(
+                "The publication has no postal address. The law asks for one at the foot of every issue: "
+                "write it on the page of the publication."
+            )
+        return found
+
+    def _schedule_at(self, due_at: dt.datetime) -> None:
+        if self.state not in self.EDITABLE:
+            self._move(self.State.SCHEDULED)
+        if found := self.missing():
+            raise ValidationError(found)
+        self.state, self.due_at = self.State.SCHEDULED, due_at
+        self.number = self.number or Issue.next_number()
+        self.save(update_fields=["state", "due_at", "slot", "number"])
+
+    @staticmethod
+    def next_number() -> int:
+        """Return the number of the next issue; the publication's row is locked so that no two get the same."""
+        Publication.objects.select_for_update().get_or_create(pk=1)
+        return (Issue.objects.aggregate(last=models.Max("number"))["last"] or 0) + 1
+
+    def _lock(self) -> None:
+        """Take the row's lock and read the row's state anew, so that a second click finds what the first did."""
+        fresh = Issue.objects.select_for_update(of=("self",)).get(pk=self.pk)
+        self.state, self.slot, self.due_at, self.number = fresh.state, fresh.slot, fresh.due_at, fresh.number
+
+    def _move(self, state: str) -> None:
+        if not self.can_move(state):
+            raise ValidationError(
+                _("The issue is “%(old)s”: it can't become “%(new)s”."),
+                params={"old": self.get_state_display(), "new": self.State(state).label},
+            )
+        self.state = state
+
+    def _move_now(self, state: str) -> None:
+        with transaction.atomic():
+            self._lock()
+            self._move(state)
+            self.save(update_fields=["state"])
+
+    def _free_slot(self) -> None:
+        if self.slot and self.slot.state == Slot.State.TAKEN:
+            Slot.objects.filter(pk=self.slot.pk).update(state=Slot.State.OPEN)
+        self.slot = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The equation of an issue: audience = sent + skipped + failed + unknown + open."""
+
+    by_state: dict[str, int]
+
+    def of(self, states: Iterable[str]) -> int:
+        return sum(self.by_state.get(state, 0) for state in states)
+
+    @property
+    def audience(self) -> int:
+        return sum(self.by_state.values())
+
+    @property
+    def sent(self) -> int:
+        return self.of([Delivery.State.ACCEPTED])
+
+    @property
+    def skipped(self) -> int:
+        return self.of([Delivery.State.SKIPPED])
+
+    @property
+    def failed(self) -> int:
+        return self.of(Delivery.FAILURES)
+
+    @property
+    def unknown(self) -> int:
+        return self.of(Delivery.UNKNOWN)
+
+    @property
+    def open(self) -> int:
+        return self.of(Delivery.OPEN)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.audience} = {self.sent} sent + {self.skipped} skipped + {self.failed} failed"
+            f" + {self.unknown} unknown + {self.open} open"
+        )
 
 
 class IssuePost(models.Model):
@@ -217,7 +404,9 @@ class Delivery(models.Model):
         CANCELLED = "cancelled", _("The issue was cancelled")
 
     # No database constraint: a deferred check for each row doubles the time of a million-row freeze; `audit` checks it.
-    issue = models.ForeignKey(Issue, on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries", db_index=False)
+    issue = models.ForeignKey(
+        Issue, on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries", db_index=False
+    )
     subscriber = models.ForeignKey(
         "subscribers.Subscriber", on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries"
     )

@@ -182,9 +182,11 @@ RENEW_SECONDS = env.float("RENEW_SECONDS", 30)
 CLAIM_SECONDS = env.float("CLAIM_SECONDS", 60)  # a task stops claiming after this long
 CLAIM_BATCH = env.int("CLAIM_BATCH", 100)
 INTENT_TTL_SECONDS = env.float("INTENT_TTL_SECONDS", 30)
+RECONNECT_SECONDS = env.float("RECONNECT_SECONDS", 30)  # before a relay that can't be reached is tried again
 RETRY_FIRST_SECONDS = env.float("RETRY_FIRST_SECONDS", 300)
 RETRY_MAX_SECONDS = env.float("RETRY_MAX_SECONDS", 4 * 3600)
 RETRY_FOR_SECONDS = env.float("RETRY_FOR_SECONDS", 72 * 3600)
+SEND_TASKS = env.int("SEND_TASKS", 2)  # how many workers are woken for an issue
 DISPATCH_SECONDS = env.float("DISPATCH_SECONDS", 60)
 SWEEP_SECONDS = env.float("SWEEP_SECONDS", 30)
 

@@ -1,0 +1,41 @@
+"""Celery tasks: each takes ids, calls one function and may run twice, late or not at all, unharmed."""
+
+import logging
+
+from celery import shared_task
+from django.conf import settings
+from kombu.exceptions import OperationalError
+
+from newsletter import delivery, sweeper
+
+logger = logging.getLogger(__name__)
+
+
+@shared_task
+def dispatch_due() -> None:
+    """Freeze and start what is due (beat, each minute)."""
+    hint(sweeper.dispatch_due())
+
+
+@shared_task
+def sweep() -> None:
+    """Repair and go on with what was left (beat, every 30 s)."""
+    hint(sweeper.sweep())
+
+
+@shared_task
+def send_issue(issue_id: int) -> None:
+    """Hand over due copies for at most CLAIM_SECONDS, then wake a successor if work is left."""
+    if delivery.send_due(issue_id) and issue_id in sweeper.issues_with_work():
+        hint([issue_id], times=1)
+
+
+def hint(issue_ids: list[int], *, times: int | None = None) -> None:
+    """Wake workers for each issue; a broker that is away costs only time, since `sweep` asks the database."""
+    for issue_id in issue_ids:
+        for _n in range(times or settings.SEND_TASKS):
+            try:
+                send_issue.delay(issue_id)
+            except OperationalError as error:
+                logger.warning("the broker can't be reached, issue %s waits for the next sweep: %s", issue_id, error)
+                return
