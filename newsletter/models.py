@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -66,11 +66,13 @@ class Slot(models.Model):
 
     def hold(self) -> None:
         """Let nothing go out on this date. Raises ValidationError where an issue has taken it."""
-        self._turn(self.State.OPEN, self.State.HELD, _("An issue has taken this date: take it back to a draft first."))
+        if not self._turn(self.State.OPEN, self.State.HELD):
+            raise ValidationError(_("An issue has taken this date: take it back to a draft first."))
 
     def release(self) -> None:
         """Open a held date again."""
-        self._turn(self.State.HELD, self.State.OPEN, _("Only a held date can be opened."))
+        if not self._turn(self.State.HELD, self.State.OPEN):
+            raise ValidationError(_("Only a held date can be opened."))
 
     def move(self, due_at: dt.datetime) -> None:
         """Send on another instant this week; an issue in the slot goes along."""
@@ -81,10 +83,10 @@ class Slot(models.Model):
             Issue.objects.filter(slot=self, state=Issue.State.SCHEDULED).update(due_at=due_at)
             self.refresh_from_db()
 
-    def _turn(self, old: str, new: str, refusal: str) -> None:
-        if not Slot.objects.filter(pk=self.pk, state=old).update(state=new):
-            raise ValidationError(refusal)
-        self.state = new
+    def _turn(self, old: str, new: str) -> bool:
+        if changed := bool(Slot.objects.filter(pk=self.pk, state=old).update(state=new)):
+            self.state = new
+        return changed
 
 
 class IssueQuerySet(models.QuerySet["Issue"]):
@@ -251,7 +253,7 @@ class Issue(models.Model):
                 updated_at=Now(),
             )
 
-    def missing(self) -> dict[str, str]:
+    def missing(self) -> dict[str, Any]:
         """Return what keeps the issue from being scheduled, by field."""
         found = {}
         if not self.subject.strip():

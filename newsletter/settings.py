@@ -29,7 +29,7 @@ REDIS_URL = env.str("REDIS_URL", "") or servers.redis_url
 
 # Secrets
 SECRET_KEY = env.str("SECRET_KEY", "") or (servers.secret("secret_key") if EMBEDDED else "")
-SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", [])
+SECRET_KEY_FALLBACKS: list[str] = env.list("SECRET_KEY_FALLBACKS", [])
 # Never rotate: it hashes suppressed addresses and makes Message-IDs. Keep it outside the database and its dumps.
 PEPPER = env.str("PEPPER", "") or (servers.secret("pepper") if EMBEDDED else "")
 

@@ -2,7 +2,7 @@
 
 from django.contrib.postgres.search import SearchVector
 from django.db.models import F, Func, TextField
-from django.db.models.expressions import Combinable
+from django.db.models.expressions import CombinedExpression
 
 LANGUAGES = [("en", "English"), ("de", "Deutsch")]
 
@@ -14,7 +14,7 @@ class Unaccent(Func):
     output_field = TextField()
 
 
-def post_vector() -> Combinable:
+def post_vector() -> CombinedExpression:
     """Return the expression of `Post.search`: title before subtitle before text."""
     return (
         SearchVector(Unaccent(F("title")), config="english", weight="A")

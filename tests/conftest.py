@@ -1,7 +1,5 @@
 """Fixtures that every test may use: the four readers, the publication, and the servers the tests run on."""
 
-from collections.abc import Iterator
-
 import pytest
 from django.utils import timezone
 
@@ -54,7 +52,6 @@ def dave(db: None) -> Subscriber:
 
 
 @pytest.fixture(autouse=True)
-def _settings(settings: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _settings(settings: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     settings.ALLOW_TEST_ADDRESSES = True  # type: ignore[attr-defined]  # pytest-django's fixture has no fixed attributes
     settings.MEDIA_ROOT = tmp_path_factory.mktemp("media")  # type: ignore[attr-defined]  # as above
-    yield

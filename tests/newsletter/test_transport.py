@@ -12,14 +12,6 @@ CONTENT = b"Subject: x\r\n\r\nHello\r\n"
 
 
 @pytest.fixture
-def relay(settings: Any) -> Iterator[SmtpServer]:
-    with SmtpServer() as server:
-        settings.SMTP_HOST, settings.SMTP_PORT = "127.0.0.1", server.port
-        settings.SMTP_TIMEOUT = settings.SMTP_FINAL_TIMEOUT = 5
-        yield server
-
-
-@pytest.fixture
 def connection() -> Iterator[Connection]:
     connection = Connection()
     yield connection
