@@ -1,27 +1,418 @@
-"""Turn an author's Markdown into sanitised HTML for the web or for mail, and into plain text."""
+"""Turn an author's Markdown into sanitised HTML for the web or for mail, and into plain text.
 
+One parser (CommonMark, GFM tables and task lists, footnotes, alerts), two dresses, and the sanitiser always last.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import nh3
+from django.conf import settings
+from django.core.files.storage import default_storage
+from django.utils.text import slugify
+from django.utils.translation import gettext as _
+from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
+from markdown_it.tree import SyntaxTreeNode
+from mdit_py_plugins.gfm import gfm_plugin
+from PIL import Image, UnidentifiedImageError
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+MAX_CHARACTERS = 500_000
+WORDS_A_MINUTE = 220
+MAIL_IMAGE_WIDTH = 560
+TEXT_WIDTH = 72
+TASK = re.compile(r'<input class="task-list-item-checkbox"[^>]*?(checked="")?\s*/?>')
+SWALLOWING = re.compile(
+    r"<(?=/?(?:title|textarea|style|xmp|iframe|noembed|noframes|noscript|script|plaintext|svg|math|template|select)\b)",
+    re.IGNORECASE,
+)
+
+TAGS = set(
+    "a abbr b blockquote br caption cite code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img"
+    " ins kbd li mark ol p pre q s section small span strong sub summary sup table tbody td tfoot th thead tr ul".split()
+)
+ATTRIBUTES = {
+    "*": {"class", "id", "lang", "dir", "title"},
+    "a": {"href", "aria-label", "role"},
+    "div": {"role", "aria-label", "tabindex"},
+    "img": {"src", "alt", "width", "height", "loading"},
+    "ol": {"start"},
+    "pre": {"tabindex", "role", "aria-label"},
+    "section": {"role", "aria-label"},
+    "span": {"role", "aria-label", "aria-hidden"},
+    "td": {"colspan", "rowspan"},
+    "th": {"colspan", "rowspan", "scope"},
+}
+# Mail has no stylesheet that every reader keeps, so there colours and alignment stand in the text.
+STYLED = {tag: ATTRIBUTES.get(tag, set()) | {"style"} for tag in ("span", "td", "th")}
+STYLE_PROPERTIES = {"color", "background-color", "font-weight", "font-style", "text-align", "text-decoration"}
+SCHEMES = {"http", "https", "mailto"}
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text made ready: sanitised web HTML, plain text, and minutes to read it."""
+    """A text made ready: sanitised web HTML, plain text for search and excerpt, and minutes to read it."""
 
     html: str
     text: str
     reading_minutes: int
 
 
-def render(text: str, target: str = "web") -> str:
-    """Return sanitised HTML of Markdown `text` for `target`: "web" or "email"."""
-    raise LookupError(target)
+def render(text: str, target: str = "web", prefix: str = "") -> str:
+    """Return sanitised HTML of Markdown `text` for `target`: "web" or "email".
 
-
-def render_text(text: str) -> str:
-    """Return Markdown `text` as plain text that reads well in a mail: links as [1] with a list, or in line."""
-    raise LookupError(text)
+    `prefix` goes before every id, so that several texts can stand on one page. Raises ValueError on a text of more than
+    MAX_CHARACTERS.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(_("The text is too long: at most %(most)s characters.") % {"most": MAX_CHARACTERS})
+    env = {"docId": prefix.rstrip("-"), "prefix": prefix} if prefix else {}
+    raw = PARSERS[target].render(text, env)
+    return CLEANERS[target](TASK.sub(_checkbox, raw))
 
 
 def render_post(text: str) -> Rendered:
     """Return what a post stores of its Markdown."""
-    raise LookupError(text)
+    plain = plain_words(text)
+    minutes = max(1, round(len(plain.split()) / WORDS_A_MINUTE))
+    return Rendered(render(text), plain, minutes)
+
+
+def plain_words(text: str) -> str:
+    """Return the words of Markdown `text`, code included, a block a line."""
+    blocks = PARSERS["email"].parse(text, {})
+    lines = [_words(token) for token in blocks if token.type in ("inline", "fence", "code_block")]
+    return "\n".join(filter(None, lines))
+
+
+def render_text(text: str) -> str:
+    """Return Markdown `text` as plain text that reads well in a mail, wrapped at 72 columns but for code and links."""
+    root = SyntaxTreeNode(PARSERS["email"].parse(text, {}))
+    return _blocks(root.children, TEXT_WIDTH).strip()
+
+
+# Web and mail: how the parser's tokens are dressed
+
+
+def _parser(target: str) -> MarkdownIt:
+    # Raw HTML passes the parser and is sanitised with the rest: imported posts are full of it.
+    parser = MarkdownIt("commonmark", {"html": True}).use(gfm_plugin)
+    parser.core.ruler.push("heading_ids", _heading_ids)
+    for rule, function in RULES[target].items():
+        parser.add_render_rule(rule, _unbound(function))
+    return parser
+
+
+def _unbound(function: Callable[..., str]) -> Callable[..., str]:
+    def rule(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+        return function(renderer, tokens, index, options, env)
+
+    return rule
+
+
+def _heading_ids(state: StateCore) -> None:
+    """Give each heading an id made of its words, unique in the text."""
+    seen: dict[str, int] = {}
+    for token, inline in zip(state.tokens, state.tokens[1:], strict=False):
+        if token.type == "heading_open":
+            words = slugify(_words(inline))[:60] or "section"
+            seen[words] = seen.get(words, 0) + 1
+            number = f"-{seen[words]}" if seen[words] > 1 else ""
+            token.attrSet("id", f"{state.env.get('prefix', '')}{words}{number}")
+
+
+def _raw(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """Show a raw tag that would swallow the text after it as text (GFM, 6.11); the sanitiser sees to the others."""
+    return SWALLOWING.sub("&lt;", tokens[index].content)
+
+
+def _permalink(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    opening = next(token for token in reversed(tokens[:index]) if token.type == "heading_open")
+    link = f'<a class="anchor" href="#{opening.attrGet("id")}" aria-label="{_("Link to this section")}">#</a>'
+    return f" {link}{renderer.renderToken(tokens, index, options, env)}"
+
+
+def _web_code(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    language = _language(tokens[index])
+    label = html.escape(_("Code in %(language)s") % {"language": language} if language else _("Code"))
+    badge = f'<span class="code-language" aria-hidden="true">{html.escape(language)}</span>' if language else ""
+    code = _highlight(tokens[index].content, language, WEB_FORMATTER)
+    return (
+        f'<div class="code">{badge}<pre class="highlight" tabindex="0" role="region" aria-label="{label}">'
+        f"<code>{code}</code></pre></div>\n"
+    )
+
+
+def _mail_code(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    code = _highlight(tokens[index].content, _language(tokens[index]), MAIL_FORMATTER)
+    return f'<pre class="code"><code>{code}</code></pre>\n'
+
+
+def _language(token: Token) -> str:
+    return token.info.split(maxsplit=1)[0].strip("{}.").lower()[:30] if token.info.strip() else ""
+
+
+def _highlight(code: str, language: str, formatter: HtmlFormatter[str]) -> str:
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False)
+    except ClassNotFound:
+        return html.escape(code)
+    return highlight(code, lexer, formatter)
+
+
+def _table_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return f'<div class="table-scroll" role="region" aria-label="{_("Table")}" tabindex="0"><table>'
+
+
+def _table_close(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return "</table></div>\n"
+
+
+def _aligned_cell(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """Say a column's alignment by a class: the page's policy forbids style attributes."""
+    token = tokens[index]
+    style = str(token.attrs.pop("style", ""))
+    if style:
+        token.attrSet("class", f"align-{style.rpartition(':')[2]}")
+    return str(renderer.renderToken(tokens, index, options, env))
+
+
+def _image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any, *, target: str) -> str:
+    token = tokens[index]
+    size = _size(str(token.attrGet("src") or ""))
+    if target == "web":
+        token.attrSet("loading", "lazy")
+    if size:
+        width = min(size[0], MAIL_IMAGE_WIDTH) if target == "email" else size[0]
+        token.attrSet("width", str(width))
+        token.attrSet("height", str(round(size[1] * width / size[0])))
+    return str(renderer.image(tokens, index, options, env))
+
+
+def _size(src: str) -> tuple[int, int] | None:
+    """Return the width and height in pixels of one of our own images, None of any other."""
+    path = urlsplit(src.removeprefix(settings.SITE_URL)).path
+    if not path.startswith(settings.MEDIA_URL):
+        return None
+    try:
+        with default_storage.open(path.removeprefix(settings.MEDIA_URL)) as file, Image.open(file) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _footnote_back(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    name = renderer.rules["footnote_anchor_name"](tokens, index, options, env)
+    again = f":{tokens[index].meta['subId']}" if tokens[index].meta["subId"] > 0 else ""
+    label = _("Back to the text")
+    return f' <a href="#fnref{name}{again}" class="footnote-backref" aria-label="{label}">\u21a9\ufe0e</a>'
+
+
+def _footnotes_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return f'<section class="footnotes" role="region" aria-label="{_("Footnotes")}">\n<ol>\n'
+
+
+def _checkbox(found: re.Match[str]) -> str:
+    """Show a task's box as a sign: a form field that can't be used helps nobody."""
+    sign, label = ("☑", _("done")) if found.group(1) is not None else ("☐", _("open"))
+    return f'<span class="task" role="img" aria-label="{label}">{sign}</span>'
+
+
+def _cleaner(target: str) -> Callable[[str], str]:
+    mail = target == "email"
+    cleaner = nh3.Cleaner(
+        tags=TAGS,
+        attributes=ATTRIBUTES | STYLED if mail else ATTRIBUTES,
+        url_schemes=SCHEMES,
+        link_rel="noopener noreferrer",
+        filter_style_properties=STYLE_PROPERTIES if mail else set(),
+        attribute_filter=_absolute if mail else None,
+    )
+    return cleaner.clean
+
+
+def _absolute(tag: str, attribute: str, value: str) -> str | None:
+    """Make an address of our own whole: a mail has no page to be relative to."""
+    if attribute in ("href", "src") and not value.startswith("#") and not urlsplit(value).scheme:
+        return urljoin(f"{settings.SITE_URL}/", value)
+    return value
+
+
+WEB_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
+MAIL_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True, noclasses=True, style="github-dark")
+SHARED_RULES = {
+    "html_inline": _raw,
+    "html_block": _raw,
+    "footnote_anchor": _footnote_back,
+    "footnote_block_open": _footnotes_open,
+}
+RULES: dict[str, dict[str, Callable[..., str]]] = {
+    "web": {
+        **SHARED_RULES,
+        "heading_close": _permalink,
+        "fence": _web_code,
+        "code_block": _web_code,
+        "table_open": _table_open,
+        "table_close": _table_close,
+        "th_open": _aligned_cell,
+        "td_open": _aligned_cell,
+        "image": partial(_image, target="web"),
+    },
+    "email": {
+        **SHARED_RULES,
+        "fence": _mail_code,
+        "code_block": _mail_code,
+        "image": partial(_image, target="email"),
+    },
+}
+PARSERS = {target: _parser(target) for target in RULES}
+CLEANERS = {target: _cleaner(target) for target in RULES}
+
+
+# Plain text
+
+
+def _words(token: Token) -> str:
+    if token.children is None:
+        return token.content
+    kinds = {"text": True, "code_inline": True, "image": True}
+    parts = [child.content if child.type in kinds else " " for child in token.children if child.type != "html_inline"]
+    return " ".join("".join(parts).split())
+
+
+def _blocks(nodes: Sequence[SyntaxTreeNode], width: int) -> str:
+    return "\n\n".join(filter(None, (_block(node, width) for node in nodes)))
+
+
+def _block(node: SyntaxTreeNode, width: int) -> str:
+    writer = BLOCKS.get(node.type)
+    if writer:
+        return writer(node, width)
+    if node.type == "inline":
+        return _wrap(_inline(node), width)
+    return _blocks(node.children, width)
+
+
+def _wrap(text: str, width: int) -> str:
+    """Wrap each line of `text`, never breaking an address."""
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
+
+
+def _inline(node: SyntaxTreeNode) -> str:
+    return "".join(_span(child) for child in node.children)
+
+
+def _span(node: SyntaxTreeNode) -> str:
+    if node.type == "link":
+        return _link(_inline(node), str(node.attrs.get("href", "")))
+    if node.type == "image":
+        return f"[{node.content or _('image')}]"
+    if node.type == "footnote_ref":
+        return f"[{node.meta['label']}]" if "label" in node.meta else f"[{node.meta['id'] + 1}]"
+    if node.type in SIGNS:
+        return SIGNS[node.type]
+    if node.type in AROUND:
+        return AROUND[node.type] + _inline(node) + AROUND[node.type]
+    return _inline(node) if node.children else node.content
+
+
+SIGNS = {"softbreak": " ", "hardbreak": "\n", "html_inline": "", "footnote_anchor": ""}
+AROUND = {"em": "_", "strong": "*", "s": "~"}
+
+
+def _link(text: str, href: str) -> str:
+    url = _absolute("a", "href", href) or href
+    return url if text and url.endswith(text) else f"{text} <{url}>"
+
+
+def _heading(node: SyntaxTreeNode, width: int) -> str:
+    words = _inline(node.children[0])
+    return f"{words}\n{('=' if node.tag == 'h1' else '-') * min(len(words), width)}"
+
+
+def _code(node: SyntaxTreeNode, width: int) -> str:
+    return textwrap.indent(node.content.rstrip("\n"), "    ")
+
+
+def _quote(node: SyntaxTreeNode, width: int) -> str:
+    return textwrap.indent(_blocks(node.children, width - 2), "> ", lambda line: True)
+
+
+def _list(node: SyntaxTreeNode, width: int) -> str:
+    start = int(node.attrs.get("start", 1))
+    items = [_item(item, f"{start + n}. " if node.tag == "ol" else "- ", width) for n, item in enumerate(node.children)]
+    loose = any("\n\n" in item for item in items)
+    return ("\n\n" if loose else "\n").join(items)
+
+
+def _item(node: SyntaxTreeNode, bullet: str, width: int) -> str:
+    if "checked" in node.meta:
+        bullet += "[x] " if node.meta["checked"] else "[ ] "
+    body = _blocks(node.children, width - len(bullet))
+    return bullet + textwrap.indent(body, " " * len(bullet)).lstrip()
+
+
+def _table(node: SyntaxTreeNode, width: int) -> str:
+    rows = [[_inline(cell.children[0]) for cell in row.children] for part in node.children for row in part.children]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if sum(widths) + 3 * len(widths) > width:
+        return _narrow_table(rows)
+    lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * size for size in widths), *lines[1:]])
+
+
+def _narrow_table(rows: list[list[str]]) -> str:
+    """Show a table too wide for a line as one small list a row."""
+    head, *body = rows
+    return "\n\n".join(
+        "\n".join(f"{name}: {cell}" if name else cell for name, cell in zip(head, row, strict=True)) for row in body
+    )
+
+
+def _rule(node: SyntaxTreeNode, width: int) -> str:
+    return "* * *"
+
+
+def _raw_html(node: SyntaxTreeNode, width: int) -> str:
+    return html.unescape(re.sub(r"<[^<>]*>", "", node.content)).strip()
+
+
+def _alert(node: SyntaxTreeNode, width: int) -> str:
+    return _quote(node, width)
+
+
+def _footnote(node: SyntaxTreeNode, width: int) -> str:
+    return _item(node, f"[{node.meta.get('label', node.meta['id'] + 1)}] ", width)
+
+
+def _footnotes(node: SyntaxTreeNode, width: int) -> str:
+    return "--\n" + "\n".join(_footnote(child, width) for child in node.children)
+
+
+BLOCKS: dict[str, Callable[[SyntaxTreeNode, int], str]] = {
+    "heading": _heading,
+    "fence": _code,
+    "code_block": _code,
+    "blockquote": _quote,
+    "alert": _alert,
+    "bullet_list": _list,
+    "ordered_list": _list,
+    "table": _table,
+    "hr": _rule,
+    "html_block": _raw_html,
+    "footnote_block": _footnotes,
+}
