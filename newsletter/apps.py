@@ -1,5 +1,10 @@
 from django.apps import AppConfig
 
+from newsletter import checks
+
 
 class NewsletterConfig(AppConfig):
     name = "newsletter"
+
+    def ready(self) -> None:
+        checks.register()

@@ -1,6 +1,7 @@
 """Read every setting from the environment; each is listed in .env.example and in README."""
 
 import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,11 +21,7 @@ EMBEDDED_DIR = Path(env.str("EMBEDDED_DIR", "") or BASE_DIR / ".masthead")
 EMBEDDED = not env.str("DATABASE_URL", "")
 servers = embedded.Servers(EMBEDDED_DIR, postgres_bin=env.str("POSTGRES_BIN", ""))
 
-DATABASES = {
-    "default": env.dj_db_url(
-        "DATABASE_URL", servers.database_url, conn_max_age=600, conn_health_checks=True
-    )
-}
+DATABASES = {"default": env.dj_db_url("DATABASE_URL", servers.database_url, conn_max_age=600, conn_health_checks=True)}
 REDIS_URL = env.str("REDIS_URL", "") or servers.redis_url
 
 # Secrets
@@ -44,9 +41,7 @@ ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", []) or [
 ]
 ADMIN_PATH = env.str("ADMIN_PATH", "admin").strip("/")
 CSRF_TRUSTED_ORIGINS = [SITE_URL]
-SECURE_PROXY_SSL_HEADER = (
-    ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("TRUST_PROXY", False) else None
-)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("TRUST_PROXY", False) else None
 # How many proxies stand in front: that many entries from the right of X-Forwarded-For are theirs.
 PROXY_COUNT = 1 if env.bool("TRUST_PROXY", False) else 0
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE
@@ -140,18 +135,18 @@ TIME_ZONE = "UTC"
 
 # Files
 STATIC_URL = "/static/"
-STATIC_ROOT = Path(env.str("STATIC_ROOT", "") or BASE_DIR / "staticfiles")
+# Demo and tests serve static files from where they lie; production collects them first.
+COLLECTED = not (EMBEDDED or TESTING)
+STATIC_ROOT = Path(env.str("STATIC_ROOT", "") or BASE_DIR / "staticfiles") if COLLECTED else None
 MEDIA_URL = "/media/"
-MEDIA_ROOT = Path(
-    env.str("MEDIA_ROOT", "") or (EMBEDDED_DIR / "media" if EMBEDDED else BASE_DIR / "media")
-)
-WHITENOISE_USE_FINDERS = EMBEDDED
+MEDIA_ROOT = Path(env.str("MEDIA_ROOT", "") or (EMBEDDED_DIR / "media" if EMBEDDED else BASE_DIR / "media"))
+WHITENOISE_USE_FINDERS = not COLLECTED
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
-        "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
-        if EMBEDDED
-        else "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        if COLLECTED
+        else "django.contrib.staticfiles.storage.StaticFilesStorage"
     },
 }
 
@@ -213,9 +208,7 @@ CELERY_TASK_ROUTES = {
     "newsletter.tasks.dispatch_due": {"queue": "system"},
     "newsletter.tasks.sweep": {"queue": "system"},
 }
-CELERY_BEAT_SCHEDULE_FILENAME = str(
-    (EMBEDDED_DIR if EMBEDDED else Path("/tmp")) / "celerybeat-schedule"  # noqa: S108 one file, no secret in it
-)
+CELERY_BEAT_SCHEDULE_FILENAME = str((EMBEDDED_DIR if EMBEDDED else Path(tempfile.gettempdir())) / "celerybeat-schedule")
 CELERY_BEAT_SCHEDULE = {
     "dispatch-due": {"task": "newsletter.tasks.dispatch_due", "schedule": DISPATCH_SECONDS},
     "sweep": {"task": "newsletter.tasks.sweep", "schedule": SWEEP_SECONDS},

@@ -4,7 +4,10 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 
+from newsletter import health
+
 urlpatterns = [
+    path("healthz/", health.healthz, name="healthz"),
     path(f"{settings.ADMIN_PATH}/markdown/", include("posts.admin_urls")),
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),
     path("", include("subscribers.urls")),

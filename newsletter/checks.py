@@ -1,0 +1,136 @@
+"""Say before the first mail goes what is wrong with the settings, in words that name the variable to change."""
+
+from __future__ import annotations
+
+import smtplib
+import zoneinfo
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.apps import apps
+from django.conf import settings
+from django.core import checks
+from django.db import connections
+
+SMTP_SECURITIES = ("none", "starttls", "tls")
+POSITIVE = (
+    "LEASE_SECONDS",
+    "RENEW_SECONDS",
+    "CLAIM_SECONDS",
+    "CLAIM_BATCH",
+    "INTENT_TTL_SECONDS",
+    "RETRY_FIRST_SECONDS",
+    "RETRY_MAX_SECONDS",
+    "SEND_TASKS",
+    "DISPATCH_SECONDS",
+    "SWEEP_SECONDS",
+    "SMTP_TIMEOUT",
+    "SMTP_FINAL_TIMEOUT",
+    "SMTP_MESSAGES_PER_CONNECTION",
+)
+
+
+def register() -> None:
+    """Register the checks: always, with --deploy, and with --database."""
+    checks.register(check_site, checks.Tags.urls)
+    checks.register(check_secrets, checks.Tags.security)
+    checks.register(check_mail)
+    checks.register(check_durations)
+    checks.register(check_production, checks.Tags.security, deploy=True)
+    checks.register(check_publication, checks.Tags.database)
+
+
+def check_site(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Refuse a SITE_URL from which no link can be made, and an admin that would hide the site."""
+    url = urlsplit(settings.SITE_URL)
+    found: list[checks.CheckMessage] = []
+    if url.scheme not in ("http", "https") or not url.hostname or url.path or url.query:
+        hint = "Write it as https://news.example.org, without a path: every link in a mail begins with it."
+        found.append(checks.Error(f"SITE_URL is no address of a site: {settings.SITE_URL}", hint, id="masthead.E001"))
+    if not settings.ADMIN_PATH:
+        found.append(checks.Error("ADMIN_PATH is empty.", "Give it a word, such as admin.", id="masthead.E002"))
+    return found
+
+
+def check_secrets(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Refuse to run without the key that hashes suppressed addresses."""
+    if settings.PEPPER:
+        return []
+    hint = "Set it once to 32 random characters or more and never change it: suppressed addresses are hashed with it."
+    return [checks.Error("PEPPER is not set.", hint, id="masthead.E003")]
+
+
+def check_mail(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Refuse a word for SMTP_SECURITY that is none of ours."""
+    if settings.SMTP_SECURITY in SMTP_SECURITIES:
+        return []
+    hint = f"Choose one of {', '.join(SMTP_SECURITIES)}; starttls is usual for port 587, tls for port 465."
+    return [checks.Error(f"SMTP_SECURITY is unknown: {settings.SMTP_SECURITY}", hint, id="masthead.E004")]
+
+
+def check_durations(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Refuse durations under which a lease would end while its holder still works."""
+    found: list[checks.CheckMessage] = [
+        checks.Error(f"{name} has to be more than zero.", id="masthead.E005")
+        for name in POSITIVE
+        if getattr(settings, name) <= 0
+    ]
+    if settings.RENEW_SECONDS * 2 > settings.LEASE_SECONDS:
+        hint = "Make the lease at least twice as long, so that one late renewal does not end it."
+        found.append(checks.Error("RENEW_SECONDS is too long for LEASE_SECONDS.", hint, id="masthead.E006"))
+    if settings.INTENT_TTL_SECONDS >= settings.LEASE_SECONDS:
+        hint = "An intent must grow too old before its lease ends, or two workers could hold the same copy."
+        found.append(checks.Error("INTENT_TTL_SECONDS is not below LEASE_SECONDS.", hint, id="masthead.E007"))
+    return found
+
+
+def check_production(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Warn of what is fine for a demo and wrong for readers."""
+    return list(_production())
+
+
+def _production() -> Iterator[checks.CheckMessage]:
+    if not settings.SECURE:
+        hint = "Use https:// and a certificate: links in a mail outlive the mail, and mail programs ask for https."
+        yield checks.Warning(f"SITE_URL is not https: {settings.SITE_URL}", hint, id="masthead.W001")
+    if settings.EMBEDDED:
+        hint = "Set DATABASE_URL and REDIS_URL: the embedded servers are for the demo and the tests."
+        yield checks.Warning("DATABASE_URL is not set.", hint, id="masthead.W002")
+    if len(settings.PEPPER) < 32 or settings.PEPPER == settings.SECRET_KEY:
+        hint = "Use 32 random characters or more of their own, before the first reader joins; afterwards never."
+        yield checks.Warning("PEPPER is short or the same as SECRET_KEY.", hint, id="masthead.W003")
+    if settings.ALLOW_TEST_ADDRESSES:
+        hint = "Unset it: no mail can reach .test and example.com, so each such reader is a bounce."
+        yield checks.Warning("ALLOW_TEST_ADDRESSES is on.", hint, id="masthead.W004")
+    if settings.SMTP_USER and settings.SMTP_SECURITY == "none":
+        hint = "Set SMTP_SECURITY to starttls or tls."
+        yield checks.Warning("The SMTP password would travel in the clear.", hint, id="masthead.W005")
+    if settings.SMTP_PORT == smtplib.SMTP_SSL_PORT and settings.SMTP_SECURITY != "tls":
+        hint = "Port 465 begins with TLS: set SMTP_SECURITY=tls, or use port 587 with starttls."
+        yield checks.Warning("SMTP_PORT and SMTP_SECURITY do not fit.", hint, id="masthead.W006")
+
+
+def check_publication(databases: Sequence[str] | None = None, **_kwargs: Any) -> list[checks.CheckMessage]:
+    """Warn of a publication that can't send; looks into the database, so only with `check --database default`."""
+    publication = apps.get_model("posts", "Publication")
+    if "default" not in (databases or ()):
+        return []
+    if publication._meta.db_table not in connections["default"].introspection.table_names():
+        return []
+    return [message for row in publication._default_manager.all() for message in _identity(row)]
+
+
+def _identity(publication: Any) -> Iterator[checks.CheckMessage]:
+    where = "Mend it in the admin, on the page of the publication."
+    domain = publication.sender_address.rpartition("@")[2].lower()
+    invented = domain.endswith((".test", ".example", "example.com", "example.org", "example.net"))
+    if invented and not settings.ALLOW_TEST_ADDRESSES:
+        yield checks.Warning(
+            f"The sender's address is invented: {publication.sender_address}", where, id="masthead.W007"
+        )
+    if not publication.postal_address.strip():
+        yield checks.Warning("The publication has no postal address: no issue can go out.", where, id="masthead.W008")
+    if publication.time_zone not in zoneinfo.available_timezones():
+        hint = f"{where} Where the name is right, this machine's time zone data is too old."
+        yield checks.Error(f"The time zone is unknown here: {publication.time_zone}", hint, id="masthead.E008")
