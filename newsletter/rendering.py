@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import textwrap
 from email.utils import format_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -125,4 +126,6 @@ def _item(item: IssuePost) -> dict[str, Any]:
         "url": settings.SITE_URL + post.get_absolute_url() if web else "",
         "html": markdown.render(post.body, target="email", prefix=f"p{post.pk}-") if full else "",
         "text": markdown.render_text(post.body) if full else "",
+        "teaser": textwrap.fill(post.summary, markdown.TEXT_WIDTH),
+        "underline": "=" * min(len(post.title), markdown.TEXT_WIDTH),
     }

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.contrib.postgres.indexes import GinIndex
 from django.contrib.postgres.search import SearchVectorField
 from django.core.exceptions import ValidationError
+from django.core.signing import TimestampSigner
 from django.core.validators import (
     MaxValueValidator,
     MinValueValidator,
@@ -22,13 +23,20 @@ from django.utils import timezone
 from django.utils.text import Truncator, slugify
 from django.utils.translation import gettext_lazy as _
 
-from posts import markdown, search
+from posts import markdown, search, theme
 
 CONTROL_CHARACTERS = RegexValidator(
     r"[\x00-\x08\x0a-\x1f\x7f\u0085\u2028\u2029]",
     _("Line breaks and control characters can't stand in a mail header: please remove them."),
     inverse_match=True,
 )
+
+
+PREVIEW_DAYS = 14
+
+
+def preview_signer() -> TimestampSigner:
+    return TimestampSigner(salt="posts.preview", sep=".")
 
 
 def validate_time_zone(name: str) -> None:
@@ -82,7 +90,8 @@ class Publication(models.Model):
     sender_address = models.EmailField(default="newsletter@example.com", validators=[validate_email])
     reply_to = models.EmailField(blank=True)
     postal_address = models.TextField(
-        blank=True, help_text=_("Stands at the foot of every issue; the law asks for it, so nothing is sent without it.")
+        blank=True,
+        help_text=_("Stands at the foot of every issue; the law asks for it, so nothing is sent without it."),
     )
     send_weekday = models.PositiveSmallIntegerField(choices=Weekday, default=Weekday.MONDAY)
     send_time = models.TimeField(default=dt.time(9, 0))
@@ -124,6 +133,11 @@ class Publication(models.Model):
     @property
     def sender(self) -> str:
         return self.sender_name or self.name
+
+    @property
+    def theme_url(self) -> str:
+        """Return the address of the stylesheet that carries the accent colour."""
+        return reverse("posts:theme", args=[theme.fingerprint(self.accent_color)])
 
 
 class Tag(models.Model):
@@ -207,9 +221,7 @@ class Post(models.Model):
     body_html = models.TextField(editable=False, default="")
     body_text = models.TextField(editable=False, default="")
     reading_minutes = models.PositiveSmallIntegerField(editable=False, default=1)
-    search = models.GeneratedField(
-        expression=search.post_vector(), output_field=SearchVectorField(), db_persist=True
-    )
+    search = models.GeneratedField(expression=search.post_vector(), output_field=SearchVectorField(), db_persist=True)
 
     objects = PostQuerySet.as_manager()
 
@@ -237,6 +249,16 @@ class Post(models.Model):
     def url(self) -> str:
         """Return the canonical absolute address."""
         return self.canonical_url or settings.SITE_URL + self.get_absolute_url()
+
+    @property
+    def preview_url(self) -> str:
+        """Return an address that shows the post to whoever has it, published or not, for PREVIEW_DAYS."""
+        return settings.SITE_URL + reverse("posts:preview", args=[preview_signer().sign(str(self.pk))])
+
+    @classmethod
+    def by_preview_token(cls, token: str) -> Post:
+        """Return the post that a preview token names; raise BadSignature or DoesNotExist."""
+        return cls.objects.get(pk=preview_signer().unsign(token, max_age=dt.timedelta(days=PREVIEW_DAYS)))
 
     @property
     def summary(self) -> str:

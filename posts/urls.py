@@ -1,4 +1,25 @@
-from django.urls import URLPattern
+from django.conf import settings
+from django.contrib.sitemaps.views import sitemap
+from django.urls import path
+
+from posts import feeds, views
+from posts.sitemaps import PageSitemap, PostSitemap
 
 app_name = "posts"
-urlpatterns: list[URLPattern] = []
+urlpatterns = [
+    path("", views.profile, name="profile"),
+    path("posts/", views.archive, name="archive"),
+    path("posts/<slug:slug>/", views.post, name="post"),
+    path("tags/<slug:slug>/", views.tag, name="tag"),
+    path("search/", views.search_posts, name="search"),
+    path("about/", views.about, name="about"),
+    path("privacy/", views.privacy, name="privacy"),
+    path("preview/<str:token>/", views.preview, name="preview"),
+    path("feed.xml", feeds.atom, name="atom"),
+    path("rss.xml", feeds.rss, name="rss"),
+    path("feed.json", feeds.json_feed, name="json_feed"),
+    path("sitemap.xml", sitemap, {"sitemaps": {"pages": PageSitemap, "posts": PostSitemap}}, name="sitemap"),
+    path("robots.txt", views.robots, name="robots"),
+    path("theme-<slug:fingerprint>.css", views.theme_css, name="theme"),
+    path(f"{settings.MEDIA_URL.strip('/')}/<path:path>", views.media, name="media"),
+]
