@@ -14,3 +14,5 @@ urlpatterns = [
     path("", include("newsletter.issue_urls")),
     path("", include("posts.urls")),
 ]
+
+handler404 = "posts.views.not_found"

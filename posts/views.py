@@ -1,6 +1,7 @@
 """The pages that readers browse. None of them sets a cookie or needs JavaScript."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.core.paginator import InvalidPage, Page, Paginator
@@ -40,10 +41,10 @@ def archive(request: HttpRequest) -> HttpResponse:
     year = chosen_year(request, years)
     posts = brief().filter(published_at__year=year) if year else brief()
     page = page_of(posts, request, PAGE)
-    canonical = list_address(reverse("posts:archive"), page, f"year={year}" if year else "")
-    return render(
-        request, "posts/archive.html", {"page": page, "years": years, "year": year, "canonical": canonical}
-    )
+    query = f"year={year}&" if year else ""
+    canonical = list_address(reverse("posts:archive"), page, query)
+    context = {"page": page, "years": years, "year": year, "query": query, "canonical": canonical}
+    return render(request, "posts/archive.html", context)
 
 
 @require_safe
@@ -69,7 +70,7 @@ def tag(request: HttpRequest, slug: str) -> HttpResponse:
 def search_posts(request: HttpRequest) -> HttpResponse:
     query = request.GET.get("q", "").replace("\x00", "").strip()[:200]
     page = page_of(search.search(brief(), query), request, RESULTS) if query else None
-    return render(request, "posts/search.html", {"query": query, "page": page})
+    return render(request, "posts/search.html", {"words": query, "query": urlencode({"q": query}) + "&", "page": page})
 
 
 @require_safe
@@ -165,9 +166,8 @@ def chosen_year(request: HttpRequest, years: list[int]) -> int | None:
 
 def list_address(path: str, page: Page[Post], query: str = "") -> str:
     """Return the canonical address of one page of a list."""
-    parts = [query] if query else []
-    parts += [f"page={page.number}"] if page.number > 1 else []
-    return settings.SITE_URL + path + ("?" + "&".join(parts) if parts else "")
+    query = (query + (f"page={page.number}" if page.number > 1 else "")).rstrip("&")
+    return settings.SITE_URL + path + (f"?{query}" if query else "")
 
 
 def neighbours(shown: Post) -> tuple[Post | None, Post | None]:
