@@ -1,4 +1,12 @@
-from django.urls import URLPattern
+"""Addresses of the issues that were mailed."""
+
+from django.urls import path
+
+from newsletter import views
 
 app_name = "newsletter"
-urlpatterns: list[URLPattern] = []
+urlpatterns = [
+    path("issues/", views.issues, name="issues"),
+    path("issues/<int:number>/", views.issue, name="issue"),
+    path("issues/view/<str:token>/", views.view_in_browser, name="view_in_browser"),
+]

@@ -1,8 +1,8 @@
-"""The message as bytes with holes: encoded once an issue, a reader's copy is a join of the pieces with his few values.
+"""The message as bytes with holes: encoded once an issue; a reader's copy is a join of the pieces with his few values.
 
-Quoted-printable always, so that nothing on the way has a reason to re-encode (RFC 2045, 6.7). A soft break stands before
-and after each hole, so a value never changes how its surroundings are encoded. A line that would begin with a dot begins
-with =2E, so SMTP has nothing to stuff and a DKIM signature is over what is sent.
+Quoted-printable always, so that nothing on the way has a reason to re-encode (RFC 2045, 6.7). A soft break stands
+before and after each hole, so a value never changes how its surroundings are encoded. A line that would begin with a
+dot begins with =2E, so SMTP has nothing to stuff and a DKIM signature is over what is sent.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Hole:
 
 
 class Holes:
-    """Hands out marks while an issue is rendered: letters and digits only, so that sanitiser, inliner and URLs pass them.
+    """Hands out marks while an issue is rendered: letters and digits only, so sanitiser, inliner and URLs pass them.
 
     The marks hold a keyed hash, so no text of an author can contain one by chance or on purpose.
     """
@@ -119,7 +119,7 @@ class Template:
 
     def _assemble(self) -> list[bytes | Callable[[dict[str, str]], bytes]]:
         boundary = "=_" + hashlib.sha256(self.source["html"].encode()).hexdigest()[:24]
-        part = f"\r\nContent-Type: text/%s; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+        part = "\r\nContent-Type: text/%s; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
         return [
             *self._headers(boundary),
             f"--{boundary}{part % 'plain'}".encode(),

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import ipaddress
 
 from django.conf import settings
 from email_validator import EmailNotValidError, validate_email
@@ -31,3 +32,21 @@ def canonical(address: str) -> str:
 def keyed_hash(key: str) -> bytes:
     """Return HMAC-SHA256 of a canonical address under PEPPER (GDP-5)."""
     return hmac.digest(settings.PEPPER.encode(), b"address:" + key.encode(), hashlib.sha256)
+
+
+def mailbox(key: str) -> str:
+    """Return the mailbox that a canonical address ends in, for throttling only: no +tag, and no dots at Gmail."""
+    local, _at, domain = key.rpartition("@")
+    local = local.partition("+")[0]
+    if domain in ("gmail.com", "googlemail.com"):
+        local = local.replace(".", "")
+    return f"{local}@{domain}"
+
+
+def is_ip(text: str) -> bool:
+    """Tell whether `text` is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

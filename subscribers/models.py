@@ -47,7 +47,7 @@ class Subscriber(models.Model):
     }
 
     address = models.EmailField(max_length=254)
-    # The canonical form of the address: the identity. NFC, ASCII lower case, A-label domain (design: one person, one row).
+    # The canonical form of the address, which is the identity: one person, one row.
     key = models.CharField(max_length=254, unique=True, editable=False)
     address_hash = models.BinaryField(max_length=32, editable=False, db_index=True)
     name = models.CharField(max_length=100, blank=True)
@@ -85,6 +85,11 @@ class Subscriber(models.Model):
             self.key = addresses.canonical(self.address)
             self.address_hash = addresses.keyed_hash(self.key)
         super().save(*args, **kwargs)
+
+    @property
+    def stamp(self) -> str:
+        """Return what changes when the reader leaves, so that a link signed before is worth nothing after."""
+        return self.unsubscribed_at.isoformat() if self.unsubscribed_at else ""
 
 
 class Consent(models.Model):
@@ -177,9 +182,13 @@ class SystemMail(models.Model):
         ALERT = "alert", _("Alert to the author")
 
     kind = models.CharField(max_length=12, choices=Kind)
-    subscriber = models.ForeignKey(Subscriber, null=True, blank=True, on_delete=models.CASCADE, related_name="system_mail")
+    subscriber = models.ForeignKey(
+        Subscriber, null=True, blank=True, on_delete=models.CASCADE, related_name="system_mail"
+    )
     address = models.EmailField(max_length=254, blank=True, help_text=_("For alerts: the author's address"))
     context = models.JSONField(default=dict, blank=True)
+    # Whom it reaches, with tags and dots taken out where the provider ignores them: for counting, never for identity.
+    mailbox = models.CharField(max_length=254, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
     due_at = models.DateTimeField(db_default=Now())
     attempts = models.PositiveSmallIntegerField(default=0)
@@ -192,7 +201,7 @@ class SystemMail(models.Model):
     class Meta:
         indexes = [
             models.Index(fields=["due_at"], condition=models.Q(sent_at=None, failed_at=None), name="system_mail_due"),
-            models.Index(fields=["subscriber", "kind", "created_at"], name="system_mail_throttle"),
+            models.Index(fields=["mailbox", "created_at"], name="system_mail_throttle"),
         ]
 
     def __str__(self) -> str:

@@ -101,7 +101,7 @@ def test_a_4xx_is_tried_again_after_its_delay(relay: SmtpServer, settings: Any, 
     assert (row.state, row.attempt) == (State.DEFERRED, 1)
     assert row.next_attempt_at is not None
     assert row.next_attempt_at > timezone.now() + dt.timedelta(seconds=settings.RETRY_FIRST_SECONDS - 10)
-    issue.deliveries.update(next_attempt_at=timezone.now())
+    issue.deliveries.update(next_attempt_at=timezone.now() - dt.timedelta(hours=1))
     delivery.send_due(issue.pk)
     assert states(issue) == {"alice@example.org": State.ACCEPTED}
 

@@ -1,0 +1,53 @@
+"""The archive of issues, and the mail itself in a browser."""
+
+from csp.constants import NONE, SELF, UNSAFE_INLINE
+from csp.decorators import csp
+from django.core import signing
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.views.decorators.http import require_safe
+
+from newsletter import rendering
+from newsletter.models import Issue
+from posts.models import Post
+
+ISSUES_A_PAGE = 30
+# A mail brings its styles along; nothing else may load, and no script runs.
+MAIL_POLICY = {
+    "default-src": [NONE],
+    "style-src": [UNSAFE_INLINE],
+    "img-src": [SELF, "https:"],
+    "frame-ancestors": [NONE],
+    "base-uri": [NONE],
+    "form-action": [NONE],
+}
+
+
+@require_safe
+def issues(request: HttpRequest) -> HttpResponse:
+    page = Paginator(Issue.objects.archived().order_by("-number"), ISSUES_A_PAGE).get_page(request.GET.get("page"))
+    return render(request, "newsletter/issues.html", {"page": page})
+
+
+@require_safe
+def issue(request: HttpRequest, number: int) -> HttpResponse:
+    """Show what an issue brought: only those of its posts that the web may show."""
+    found = get_object_or_404(Issue.objects.archived(), number=number)
+    posts = Post.objects.listed().filter(issue_posts__issue=found).order_by("issue_posts__position")
+    return render(request, "newsletter/issue.html", {"issue": found, "posts": posts})
+
+
+@require_safe
+@csp(MAIL_POLICY)
+def view_in_browser(request: HttpRequest, token: str) -> HttpResponse:
+    """Show the issue as mailed, without any reader's values, to whoever has its signed address."""
+    try:
+        issue_id = signing.Signer(salt=rendering.VIEW_SALT).unsign(token)
+    except signing.BadSignature as error:
+        raise Http404 from error
+    found = get_object_or_404(Issue, pk=issue_id, prepared_at__isnull=False)
+    response = HttpResponse(rendering.web_html(found))
+    response["X-Robots-Tag"] = "noindex"
+    response["Referrer-Policy"] = "no-referrer"
+    return response

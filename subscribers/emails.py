@@ -1,0 +1,138 @@
+"""System mail: an outbox of rows owed, each rendered and handed to Django's e-mail API when it is due."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import smtplib
+from email.utils import make_msgid
+from typing import Any
+
+from django.conf import settings
+from django.core.mail import EmailMultiAlternatives
+from django.db import transaction
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils import timezone, translation
+
+from posts.models import Publication
+from subscribers import addresses, tokens
+from subscribers.models import MagicLink, Subscriber, SystemMail
+
+logger = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 8
+
+
+def owe(
+    kind: str, *, subscriber: Subscriber | None = None, address: str = "", context: dict[str, Any] | None = None
+) -> SystemMail:
+    """Put a mail into the outbox, in the caller's transaction; whoever commits may hint at it."""
+    mailbox = addresses.mailbox(subscriber.key) if subscriber else ""
+    return SystemMail.objects.create(
+        kind=kind, subscriber=subscriber, address=address, context=context or {}, mailbox=mailbox
+    )
+
+
+def send_all_due(limit: int) -> int:
+    """Send up to `limit` mails that are due; return how many went."""
+    due = SystemMail.objects.due().order_by("due_at").values_list("pk", flat=True)[:limit]
+    return sum(send_due(mail_id) for mail_id in list(due))
+
+
+def send_due(mail_id: int) -> bool:
+    """Send one mail if it is still owed and nobody else is at it; False otherwise, or if it has to wait."""
+    with transaction.atomic():
+        due = SystemMail.objects.due().select_for_update(skip_locked=True, of=("self",))
+        mail = due.select_related("subscriber").filter(pk=mail_id).first()
+        if mail is None:
+            return False
+        try:
+            with transaction.atomic():
+                _message(mail).send()
+        except (OSError, smtplib.SMTPException) as error:
+            _put_off(mail, error)
+            return False
+        mail.sent_at = timezone.now()
+        mail.save(update_fields=["sent_at"])
+        return True
+
+
+def _put_off(mail: SystemMail, error: Exception) -> None:
+    """Wait a minute, then twice as long each time; give up after MOST_ATTEMPTS. The error is kept with the row."""
+    mail.attempts += 1
+    mail.error = f"{type(error).__name__}: {error}"[:1000]
+    mail.due_at = timezone.now() + dt.timedelta(minutes=2 ** (mail.attempts - 1))
+    if mail.attempts >= MOST_ATTEMPTS:
+        mail.failed_at = timezone.now()
+    mail.save(update_fields=["attempts", "error", "due_at", "failed_at"])
+    logger.warning("system mail %s not sent, attempt %s: %s", mail.pk, mail.attempts, type(error).__name__)
+
+
+def _message(mail: SystemMail) -> EmailMultiAlternatives:
+    publication = Publication.current()
+    context = {"publication": publication, "site_url": settings.SITE_URL, **_context(mail), **mail.context}
+    folder = f"emails/{mail.kind}"
+    with translation.override(publication.language):
+        subject = " ".join(render_to_string(f"{folder}/subject.txt", context).split())
+        text = render_to_string(f"{folder}/body.txt", context).strip() + "\n"
+        html = render_to_string(f"{folder}/body.html", context)
+    domain = publication.sender_address.rpartition("@")[2]
+    message = EmailMultiAlternatives(
+        subject,
+        text,
+        _sender(publication),
+        [mail.subscriber.address if mail.subscriber else mail.address],
+        reply_to=[publication.reply_to] if publication.reply_to else None,
+        headers={"Auto-Submitted": "auto-generated", "Message-ID": make_msgid(idstring="system", domain=domain)},
+    )
+    message.attach_alternative(html, "text/html")
+    return message
+
+
+def _sender(publication: Publication) -> str:
+    name = publication.sender.replace("\\", "").replace('"', "")
+    return f'"{name}" <{publication.sender_address}>'
+
+
+def _context(mail: SystemMail) -> dict[str, Any]:
+    if mail.subscriber is None:
+        return {}
+    context: dict[str, Any] = {"subscriber": mail.subscriber, "asked_at": mail.created_at}
+    if mail.kind == SystemMail.Kind.CONFIRM:
+        context |= {"confirm_url": confirm_url(mail.subscriber), "never_url": never_url(mail.subscriber)}
+    if mail.kind in (SystemMail.Kind.MAGIC_LINK, SystemMail.Kind.ALREADY):
+        context |= {"link_url": _magic_url(mail.subscriber), "minutes": MagicLink.MINUTES}
+    if mail.kind == SystemMail.Kind.WELCOME:
+        context |= {"unsubscribe_url": settings.SITE_URL + unsubscribe_path(mail.subscriber)}
+    return context
+
+
+def confirm_url(subscriber: Subscriber) -> str:
+    """Return the address that confirms; it dies when its reader leaves, and after seven days."""
+    token = tokens.sign(subscriber.pk, subscriber.stamp, purpose=tokens.CONFIRM)
+    return settings.SITE_URL + reverse("subscribers:confirm", args=[token])
+
+
+def never_url(subscriber: Subscriber) -> str:
+    token = tokens.sign(subscriber.pk, "", purpose=tokens.NEVER)
+    return settings.SITE_URL + reverse("subscribers:never", args=[token])
+
+
+def unsubscribe_path(subscriber: Subscriber) -> str:
+    return reverse("subscribers:unsubscribe", args=[subscriber.unsubscribe_id])
+
+
+def _magic_url(subscriber: Subscriber) -> str:
+    """Make a one-time key; only the mail knows it, the row keeps its hash."""
+    token = new_link(subscriber, MagicLink.Purpose.PREFERENCES, dt.timedelta(minutes=MagicLink.MINUTES))
+    return settings.SITE_URL + reverse("subscribers:preferences_open", args=[token])
+
+
+def new_link(subscriber: Subscriber, purpose: str, lifetime: dt.timedelta) -> str:
+    """Keep the hash of a fresh one-time key and return the key."""
+    token, digest = MagicLink.new_token()
+    MagicLink.objects.create(
+        subscriber=subscriber, purpose=purpose, token_hash=digest, expires_at=timezone.now() + lifetime
+    )
+    return token
