@@ -184,11 +184,11 @@ def named(variable: str) -> str:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """A database of its own on the server that DATABASE_URL names, as (its address)."""
-    server, name = named("DATABASE_URL"), f"masthead_services_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(server, autocommit=True) as connection:
+    """The address of a database made for these tests, on the server that DATABASE_URL names."""
+    server, name = urlsplit(named("DATABASE_URL")), f"masthead_services_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(server._replace(path="/postgres").geturl(), autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]  # a name made here
-        yield urlsplit(server)._replace(path=f"/{name}").geturl()
+        yield server._replace(path=f"/{name}").geturl()
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]  # as above
 
 
