@@ -1,0 +1,105 @@
+"""Feeds: three formats that readers' programs parse, whole posts, whole addresses."""
+
+import datetime as dt
+import json
+from typing import Any
+
+import feedparser
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from posts import feeds
+from posts.models import Post, Publication, Tag
+from tests.factories import make_post
+
+pytestmark = pytest.mark.django_db
+
+BODY = """Dead rows wait. See [the archive](/posts/), [below](#why) and ![a plan](/media/plan.png).
+
+## Why
+
+```html
+<a href="/posts/">sample</a>
+```
+
+Write `href="/posts/"` and it stays.
+"""
+
+
+@pytest.fixture
+def post(publication: Publication) -> Post:
+    post = make_post(
+        "Rows & <tags>",
+        BODY,
+        excerpt="Why rows wait.",
+        status=Post.Status.PUBLISHED,
+        published_at=timezone.now() - dt.timedelta(hours=1),
+    )
+    post.tags.add(Tag.objects.create(name="Locks"))
+    return post
+
+
+@pytest.mark.parametrize("address", ["/feed.xml", "/rss.xml"])
+def test_an_xml_feed_carries_the_whole_post(client: Client, post: Post, address: str) -> None:
+    feed: Any = feedparser.parse(client.get(address).content)
+    assert not feed.bozo
+    assert feed.feed.title == "Query Notes"
+    (entry,) = feed.entries
+    assert entry.title == "Rows &amp; &lt;tags&gt;"
+    assert entry.link == post.url
+    assert entry.summary == "Why rows wait."
+    assert "Dead rows wait." in entry.content[0].value
+    assert [tag.term for tag in entry.tags] == ["Locks"]
+
+
+def test_atom_has_every_address_in_full(client: Client, post: Post) -> None:
+    feed: Any = feedparser.parse(client.get("/feed.xml").content)
+    content = feed.entries[0].content[0].value
+    assert 'href="http://localhost:8000/posts/"' in content
+    assert f'href="{post.url}#why"' in content
+    assert 'src="http://localhost:8000/media/plan.png"' in content
+    assert '<code>href="/posts/"</code>' in content
+
+
+def test_json_feed_carries_the_whole_post(client: Client, post: Post) -> None:
+    response = client.get("/feed.json")
+    assert response["Content-Type"] == "application/feed+json"
+    feed = json.loads(response.content)
+    assert feed["version"] == "https://jsonfeed.org/version/1.1"
+    (item,) = feed["items"]
+    assert item["title"] == "Rows & <tags>"
+    assert item["url"] == post.url
+    assert 'href="http://localhost:8000/posts/"' in item["content_html"]
+    assert dt.datetime.fromisoformat(item["date_published"]) == post.published_at
+
+
+@pytest.mark.parametrize("address", ["/feed.xml", "/rss.xml", "/feed.json"])
+def test_a_feed_that_did_not_change_answers_304(client: Client, post: Post, address: str) -> None:
+    tag = client.get(address)["ETag"]
+    assert client.get(address, headers={"if-none-match": tag}).status_code == 304
+
+
+def test_a_renamed_post_is_no_new_entry(client: Client, post: Post) -> None:
+    before: Any = feedparser.parse(client.get("/feed.xml").content)
+    post.slug = "another"
+    post.title = "Another"
+    post.save()
+    after: Any = feedparser.parse(client.get("/feed.xml").content)
+    assert before.entries[0].id == after.entries[0].id
+
+
+@pytest.mark.parametrize("address", ["/feed.xml", "/rss.xml"])
+def test_control_characters_do_not_break_a_feed(client: Client, publication: Publication, address: str) -> None:
+    make_post("Bell\x07", "Ring \x0b it.", status="published", published_at=timezone.now() - dt.timedelta(hours=1))
+    assert not feedparser.parse(client.get(address).content).bozo
+
+
+@pytest.mark.parametrize("address", ["/feed.xml", "/rss.xml", "/feed.json"])
+def test_an_empty_publication_has_an_empty_feed(client: Client, publication: Publication, address: str) -> None:
+    assert client.get(address).status_code == 200
+
+
+def test_code_samples_keep_their_addresses() -> None:
+    html = '<p><code>href="/a"</code> <a class="x" href="/b">b</a></p>'
+    assert feeds.absolute(html, "https://example.org/posts/x/") == html.replace('"/b"', '"https://example.org/b"')

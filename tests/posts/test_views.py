@@ -1,0 +1,292 @@
+"""The readers' pages: what each shows, what none may show, and what it costs."""
+
+import datetime as dt
+import io
+
+import pytest
+from django.core.files.base import ContentFile
+from django.template import loader
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from PIL import Image
+from pytest_django import DjangoAssertNumQueries
+
+from posts.models import FeaturedPost, Post, Publication, Redirect, Tag
+from tests.factories import make_post
+
+pytestmark = pytest.mark.django_db
+
+PUBLIC = [
+    "/",
+    "/posts/",
+    "/search/",
+    "/search/?q=vacuum",
+    "/about/",
+    "/privacy/",
+    "/feed.xml",
+    "/rss.xml",
+    "/feed.json",
+]
+LISTS = [*PUBLIC[:2], PUBLIC[3], "/tags/locks/", *PUBLIC[6:], "/sitemap.xml"]
+
+
+def publish(title: str = "On vacuum", *, days: int = 1, **values: object) -> Post:
+    published_at = timezone.now() - dt.timedelta(days=days)
+    return make_post(title, status=Post.Status.PUBLISHED, published_at=published_at, **values)
+
+
+@pytest.fixture
+def locks(publication: Publication) -> Tag:
+    return Tag.objects.create(name="Locks")
+
+
+@pytest.fixture
+def hidden(locks: Tag) -> list[Post]:
+    """Posts that no list may show, each about vacuum."""
+    tomorrow = timezone.now() + dt.timedelta(days=1)
+    published = {"status": Post.Status.PUBLISHED, "published_at": timezone.now() - dt.timedelta(hours=1)}
+    posts = [
+        make_post("Vacuum draft"),
+        make_post("Vacuum scheduled", status=Post.Status.SCHEDULED, published_at=tomorrow),
+        make_post("Vacuum tomorrow", status=Post.Status.PUBLISHED, published_at=tomorrow),
+        make_post("Vacuum unlisted", visibility=Post.Visibility.UNLISTED, **published),
+        make_post("Vacuum by mail", visibility=Post.Visibility.EMAIL_ONLY, **published),
+        make_post("Vacuum withdrawn", status=Post.Status.WITHDRAWN, published_at=timezone.now()),
+    ]
+    for number, post in enumerate(posts):
+        post.tags.add(locks)
+        FeaturedPost.objects.create(post=post, position=number)
+    return posts
+
+
+@pytest.mark.parametrize("address", LISTS)
+def test_no_list_shows_what_is_not_listed(client: Client, hidden: list[Post], locks: Tag, address: str) -> None:
+    shown = publish("On vacuum")
+    shown.tags.add(locks)
+    page = client.get(address).content.decode()
+    assert shown.slug in page
+    assert not [post.slug for post in hidden if post.slug in page or post.title in page]
+
+
+def test_neighbours_are_listed_posts(client: Client, hidden: list[Post]) -> None:
+    page = client.get(publish("On vacuum", days=0).get_absolute_url()).content.decode()
+    assert not [post.slug for post in hidden if post.slug in page]
+
+
+@pytest.mark.parametrize("address", [*PUBLIC, "/sitemap.xml", "/robots.txt", "/nowhere/", "/posts/on-vacuum/"])
+def test_no_anonymous_page_sets_a_cookie(client: Client, publication: Publication, address: str) -> None:
+    publish("On vacuum")
+    response = client.get(address)
+    assert not response.cookies
+    assert "Cookie" not in response.get("Vary", "")
+
+
+@pytest.mark.parametrize("address", ["/", "/posts/", "/posts/on-vacuum/", "/tags/locks/", "/about/", "/nowhere/"])
+def test_pages_carry_no_inline_style_or_script(client: Client, locks: Tag, address: str) -> None:
+    publish("On vacuum").tags.add(locks)
+    page = client.get(address).content.decode()
+    assert "<style" not in page
+    assert " style=" not in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("address", "most"),
+    [("/", 5), ("/posts/", 4), ("/posts/on-vacuum/", 4), ("/tags/locks/", 4), ("/search/?q=vacuum", 4), ("/about/", 1)],
+)
+def test_a_page_takes_few_queries(
+    client: Client, locks: Tag, address: str, most: int, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for number in range(12):
+        publish("On vacuum" if number == 0 else f"On vacuum, {number}", days=number).tags.add(locks)
+    FeaturedPost.objects.create(post=Post.objects.all()[3])
+    with django_assert_max_num_queries(most):
+        assert client.get(address).status_code == 200
+
+
+def test_the_profile_shows_a_featured_post_once(client: Client, publication: Publication) -> None:
+    FeaturedPost.objects.create(post=publish("On locks"))
+    response = client.get("/")
+    assert response.content.decode().count(">On locks</a>") == 1
+    assert "Query Notes" in response.content.decode()
+
+
+def test_the_archive_has_pages(client: Client, publication: Publication) -> None:
+    for number in range(31):
+        publish(f"Number {number}", days=number + 1)
+    assert 'href="?page=2"' in client.get("/posts/").content.decode()
+    second = client.get("/posts/?page=2").content.decode()
+    assert "Number 30" in second
+    assert '<link rel="canonical" href="http://localhost:8000/posts/?page=2">' in second
+
+
+def test_the_archive_has_years(client: Client, publication: Publication) -> None:
+    make_post("Old", status="published", published_at=dt.datetime(2019, 5, 1, tzinfo=dt.UTC))
+    publish("New")
+    page = client.get("/posts/?year=2019").content.decode()
+    assert "Old" in page
+    assert "New</a>" not in page
+
+
+@pytest.mark.parametrize("query", ["page=0", "page=99", "page=x", "year=1066", "year=x", "year=-1"])
+def test_a_page_that_is_not_there_is_not_found(client: Client, publication: Publication, query: str) -> None:
+    publish()
+    assert client.get(f"/posts/?{query}").status_code == 404
+
+
+def test_a_post_shows_its_parts(client: Client, locks: Tag) -> None:
+    publish("Earlier", days=3)
+    publish("Later", days=1)
+    post = publish("On locks", days=2, subtitle="Who waits for whom", body="Some **text**.")
+    post.tags.add(locks)
+    page = client.get(post.get_absolute_url()).content.decode()
+    for part in (
+        "On locks</h1>",
+        "Who waits for whom",
+        "<strong>text</strong>",
+        'href="/tags/locks/"',
+        "1 minute to read",
+    ):
+        assert part in page
+    assert page.index("Earlier</span></a>") < page.index("Later</span></a>")
+    assert f'<link rel="canonical" href="{post.url}">' in page
+
+
+def test_posts_of_one_instant_have_neighbours(client: Client, publication: Publication) -> None:
+    at = timezone.now() - dt.timedelta(days=1)
+    one, two, three = (make_post(title, status="published", published_at=at) for title in ("One", "Two", "Three"))
+    page = client.get(two.get_absolute_url()).content.decode()
+    assert f'rel="prev" href="{one.get_absolute_url()}"' in page
+    assert f'href="{three.get_absolute_url()}"' in page
+
+
+def test_an_unlisted_post_is_read_by_its_address_and_not_indexed(client: Client, hidden: list[Post]) -> None:
+    unlisted = next(post for post in hidden if post.visibility == Post.Visibility.UNLISTED)
+    response = client.get(unlisted.get_absolute_url())
+    assert response.status_code == 200
+    assert response["X-Robots-Tag"] == "noindex"
+
+
+@pytest.mark.parametrize("title", ["Vacuum draft", "Vacuum scheduled", "Vacuum tomorrow", "Vacuum by mail"])
+def test_a_post_that_is_not_on_the_web_is_not_found(client: Client, hidden: list[Post], title: str) -> None:
+    post = next(post for post in hidden if post.title == title)
+    assert client.get(post.get_absolute_url()).status_code == 404
+
+
+def test_a_withdrawn_post_is_gone_at_every_address_it_had(client: Client, publication: Publication) -> None:
+    post = publish("On locks")
+    Redirect.objects.create(path="/2019/locks.html", post=post)
+    post.status = Post.Status.WITHDRAWN
+    post.save()
+    assert client.get(post.get_absolute_url()).status_code == 410
+    assert client.get("/2019/locks.html").status_code == 410
+
+
+@pytest.mark.parametrize("old", ["/2019/locks.html", "/2019/locks", "/2019/locks/", "/über/locks/"])
+def test_an_old_address_leads_to_the_post(client: Client, publication: Publication, old: str) -> None:
+    post = publish("On locks")
+    Redirect.objects.create(path=old, post=post)
+    response = client.get(old)
+    assert response.status_code == 301
+    assert response["Location"] == post.get_absolute_url()
+
+
+def test_a_renamed_post_leaves_its_old_address_behind(client: Client, publication: Publication) -> None:
+    post = publish("On locks")
+    old = post.get_absolute_url()
+    post.slug = "on-latches"
+    post.save()
+    assert client.get(old)["Location"] == "/posts/on-latches/"
+
+
+def test_an_old_address_of_a_draft_tells_nothing(client: Client, publication: Publication) -> None:
+    Redirect.objects.create(path="/old/", post=make_post("Secret"))
+    assert client.get("/old/").status_code == 404
+
+
+def test_search_finds_words_and_survives_odd_ones(client: Client, publication: Publication) -> None:
+    publish("On vacuum", body="Dead rows wait.")
+    assert "On vacuum" in client.get("/search/?q=rows").content.decode()
+    for odd in ("'", "a & | !", "\x00", "<script>alert(1)</script>", "x" * 5000):
+        response = client.get("/search/", {"q": odd})
+        assert response.status_code == 200
+        assert b"<script" not in response.content
+
+
+def test_about_shows_the_authors_markdown(client: Client, publication: Publication) -> None:
+    publication.about = "I write **weekly**."
+    publication.save()
+    assert "<strong>weekly</strong>" in client.get("/about/").content.decode()
+
+
+def test_privacy_names_what_is_stored_and_who_answers_for_it(client: Client, publication: Publication) -> None:
+    page = client.get("/privacy/").content.decode()
+    for words in ("IP address", "fingerprint of your address", "1 Example Street", "author@example.org"):
+        assert words in page
+
+
+def test_a_preview_link_shows_a_draft_to_its_holder(client: Client, publication: Publication) -> None:
+    draft = make_post("Not yet")
+    response = client.get(draft.preview_url.removeprefix("http://localhost:8000"))
+    assert "Not yet" in response.content.decode()
+    assert response["X-Robots-Tag"] == "noindex"
+    assert "no-store" in response["Cache-Control"]
+    assert not response.cookies
+
+
+def test_a_preview_link_that_was_changed_or_is_old_shows_nothing(
+    client: Client, publication: Publication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = make_post("One"), make_post("Other")
+    path = one.preview_url.removeprefix("http://localhost:8000")
+    assert client.get(path.replace(f"/{one.pk}.", f"/{other.pk}.")).status_code == 404
+    monkeypatch.setattr("django.core.signing.time.time", lambda: timezone.now().timestamp() + 15 * 24 * 3600)
+    assert client.get(path).status_code == 404
+
+
+def test_the_theme_is_kept_as_long_as_its_address_lives(client: Client, publication: Publication) -> None:
+    old = publication.theme_url
+    assert "immutable" in client.get(old)["Cache-Control"]
+    publication.accent_color = "#b00b1e"
+    publication.save()
+    assert publication.theme_url != old
+    assert client.get(old)["Cache-Control"] == "no-cache"
+
+
+def test_the_sitemap_names_exactly_the_pages_and_public_posts(client: Client, hidden: list[Post]) -> None:
+    post = publish("On locks")
+    page = client.get("/sitemap.xml", headers={"host": "127.0.0.1"}).content.decode()
+    found = {part.partition("</loc>")[0] for part in page.split("<loc>")[1:]}
+    pages = {reverse(f"posts:{name}") for name in ("profile", "archive", "about", "privacy")}
+    assert found == {f"http://localhost:8000{path}" for path in pages | {post.get_absolute_url()}}
+
+
+def test_robots_names_the_sitemap_and_not_the_admin(client: Client, publication: Publication) -> None:
+    page = client.get("/robots.txt").content.decode()
+    assert "Sitemap: http://localhost:8000/sitemap.xml" in page
+    assert "admin" not in page
+
+
+def test_an_uploaded_image_is_served_and_nothing_beside_it(client: Client, publication: Publication) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    publication.avatar.save("me.png", ContentFile(picture.getvalue()))
+    response = client.get(publication.avatar.url)
+    assert b"".join(response.streaming_content) == picture.getvalue()  # type: ignore[attr-defined]  # a file's response
+    response.close()
+    assert "max-age" in response["Cache-Control"]
+    assert client.get("/media/../settings.py").status_code == 404
+    assert client.get("/media/").status_code == 404
+
+
+def test_pages_name_the_canonical_origin_whatever_host_was_asked(client: Client, publication: Publication) -> None:
+    post = publish("On locks")
+    for address in ("/", "/feed.xml", "/rss.xml", "/feed.json", "/sitemap.xml", "/robots.txt", post.get_absolute_url()):
+        assert "127.0.0.1" not in client.get(address, headers={"host": "127.0.0.1"}).content.decode()
+
+
+def test_an_error_page_needs_nothing_that_may_have_failed() -> None:
+    page = loader.get_template("500.html").render()
+    assert "Something went wrong here" in page
+    assert "site.css" in page
