@@ -19,16 +19,16 @@ env.read_env(str(BASE_DIR / ".env"), recurse=False)
 # Servers: named by the environment in production, embedded otherwise.
 EMBEDDED_DIR = Path(env.str("EMBEDDED_DIR", "") or BASE_DIR / ".masthead")
 EMBEDDED = not env.str("DATABASE_URL", "")
-servers = embedded.Servers(EMBEDDED_DIR, postgres_bin=env.str("POSTGRES_BIN", ""))
+SERVERS = embedded.Servers(EMBEDDED_DIR, postgres_bin=env.str("POSTGRES_BIN", ""))
 
-DATABASES = {"default": env.dj_db_url("DATABASE_URL", servers.database_url, conn_max_age=600, conn_health_checks=True)}
-REDIS_URL = env.str("REDIS_URL", "") or servers.redis_url
+DATABASES = {"default": env.dj_db_url("DATABASE_URL", SERVERS.database_url, conn_max_age=600, conn_health_checks=True)}
+REDIS_URL = env.str("REDIS_URL", "") or SERVERS.redis_url
 
 # Secrets
-SECRET_KEY = env.str("SECRET_KEY", "") or (servers.secret("secret_key") if EMBEDDED else "")
+SECRET_KEY = env.str("SECRET_KEY", "") or (SERVERS.secret("secret_key") if EMBEDDED else "")
 SECRET_KEY_FALLBACKS: list[str] = env.list("SECRET_KEY_FALLBACKS", [])
 # Never rotate: it hashes suppressed addresses and makes Message-IDs. Keep it outside the database and its dumps.
-PEPPER = env.str("PEPPER", "") or (servers.secret("pepper") if EMBEDDED else "")
+PEPPER = env.str("PEPPER", "") or (SERVERS.secret("pepper") if EMBEDDED else "")
 
 # The site
 SITE_URL = env.str("SITE_URL", "http://localhost:8000").rstrip("/")
@@ -186,7 +186,7 @@ DISPATCH_SECONDS = env.float("DISPATCH_SECONDS", 60)
 SWEEP_SECONDS = env.float("SWEEP_SECONDS", 30)
 
 # Celery: a message is a hint that carries ids; PostgreSQL is the queue of truth.
-CELERY_BROKER_URL = servers.celery_url(REDIS_URL)
+CELERY_BROKER_URL = SERVERS.celery_url(REDIS_URL)
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_timeout": 5,
     "socket_connect_timeout": 2,

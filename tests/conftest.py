@@ -1,10 +1,32 @@
 """Fixtures that every test may use: the four readers, the publication, and the servers the tests run on."""
 
+from collections.abc import Iterator
+
 import pytest
+from django.conf import settings as django_settings
+from django.db import connections
 from django.utils import timezone
+
+from newsletter import embedded
+from newsletter.celery import app
 
 from posts.models import Publication
 from subscribers.models import Subscriber, Suppression
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> Iterator[None]:
+    """Run on servers of the tests' own where the environment names none; fsync is off on these."""
+    if not django_settings.EMBEDDED:
+        yield
+        return
+    servers = embedded.Servers(
+        django_settings.EMBEDDED_DIR / "tests", postgres_bin=django_settings.SERVERS.postgres_bin, durable=False
+    )
+    with servers.running():
+        connections["default"].settings_dict["HOST"] = str(servers.run)
+        app.conf.broker_url = servers.celery_url(servers.redis_url)
+        yield
 
 
 @pytest.fixture
