@@ -33,9 +33,7 @@ ENV PATH=/app/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     MEDIA_ROOT=/app/media \
     GRANIAN_HOST=0.0.0.0 \
-    GRANIAN_PORT=8000 \
-    GRANIAN_STATIC_PATH_ROUTE=/media \
-    GRANIAN_STATIC_PATH_MOUNT=/app/media
+    GRANIAN_PORT=8000
 
 USER masthead
 VOLUME /app/media

@@ -214,8 +214,6 @@ def machine(database: str, tmp_path_factory: pytest.TempPathFactory) -> Machine:
             "STATIC_ROOT": str(work / "static"),
             "GRANIAN_HOST": "127.0.0.1",
             "GRANIAN_PORT": str(free_port()),
-            "GRANIAN_STATIC_PATH_ROUTE": "/media",
-            "GRANIAN_STATIC_PATH_MOUNT": str(work / "media"),
         },
         logs=work / "logs",
     )
