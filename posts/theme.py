@@ -1,4 +1,4 @@
-"""Turn the author's accent colour into a stylesheet: a shade for light pages and one for dark, both readable (WCAG AA)."""
+"""Turn the author's accent colour into a stylesheet: a shade for light pages, one for dark, both readable (WCAG AA)."""
 
 import hashlib
 

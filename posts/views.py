@@ -16,7 +16,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from posts import markdown, search, theme
-from posts.models import Post, PostQuerySet, Publication, Redirect, Tag
+from posts.models import Post, PostQuerySet, Publication, Tag
 
 FEATURED = 3
 LATEST = 10
@@ -76,9 +76,7 @@ def search_posts(request: HttpRequest) -> HttpResponse:
 @require_safe
 def about(request: HttpRequest) -> HttpResponse:
     publication = Publication.current()
-    return render(
-        request, "posts/about.html", {"publication": publication, "text": markdown.render(publication.about)}
-    )
+    return render(request, "posts/about.html", {"publication": publication, "text": markdown.render(publication.about)})
 
 
 @require_safe
@@ -120,7 +118,7 @@ def robots(request: HttpRequest) -> HttpResponse:
 @require_safe
 def media(request: HttpRequest, path: str) -> HttpResponseBase:
     """Serve an uploaded image; a reverse proxy may answer for this path instead."""
-    response = static.serve(request, path, document_root=settings.MEDIA_ROOT)
+    response = static.serve(request, path, document_root=str(settings.MEDIA_ROOT))
     patch_cache_control(response, public=True, max_age=YEAR)
     return response
 

@@ -1,4 +1,4 @@
-"""A real Chromium for the browser tests: found, or fetched; where none can be had, the tests are skipped and that is said."""
+"""A real Chromium for the browser tests: found or fetched. Where none can be had they are skipped, and that is said."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ FETCH_SECONDS = 600
 
 @cache
 def chromium() -> str | None:
-    """Return the path of a Chromium: named, on PATH, fetched by Playwright, or installed by apt; None if there is none."""
+    """Return the path of a Chromium: named, on PATH, fetched by Playwright or installed by apt; None without one."""
     return named() or on_path() or fetched() or installed()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import feedparser
 import pytest
+from django.conf import settings
 from django.test import Client
 from django.utils import timezone
 
@@ -56,9 +57,9 @@ def test_an_xml_feed_carries_the_whole_post(client: Client, post: Post, address:
 def test_atom_has_every_address_in_full(client: Client, post: Post) -> None:
     feed: Any = feedparser.parse(client.get("/feed.xml").content)
     content = feed.entries[0].content[0].value
-    assert 'href="http://localhost:8000/posts/"' in content
+    assert f'href="{settings.SITE_URL}/posts/"' in content
     assert f'href="{post.url}#why"' in content
-    assert 'src="http://localhost:8000/media/plan.png"' in content
+    assert f'src="{settings.SITE_URL}/media/plan.png"' in content
     assert '<code>href="/posts/"</code>' in content
 
 
@@ -70,7 +71,7 @@ def test_json_feed_carries_the_whole_post(client: Client, post: Post) -> None:
     (item,) = feed["items"]
     assert item["title"] == "Rows & <tags>"
     assert item["url"] == post.url
-    assert 'href="http://localhost:8000/posts/"' in item["content_html"]
+    assert f'href="{settings.SITE_URL}/posts/"' in item["content_html"]
     assert dt.datetime.fromisoformat(item["date_published"]) == post.published_at
 
 

@@ -4,6 +4,7 @@ import datetime as dt
 import io
 
 import pytest
+from django.conf import settings
 from django.core.files.base import ContentFile
 from django.template import loader
 from django.test import Client
@@ -118,7 +119,7 @@ def test_the_archive_has_pages(client: Client, publication: Publication) -> None
     assert 'href="?page=2"' in client.get("/posts/").content.decode()
     second = client.get("/posts/?page=2").content.decode()
     assert "Number 30" in second
-    assert '<link rel="canonical" href="http://localhost:8000/posts/?page=2">' in second
+    assert f'<link rel="canonical" href="{settings.SITE_URL}/posts/?page=2">' in second
 
 
 def test_the_archive_has_years(client: Client, publication: Publication) -> None:
@@ -228,7 +229,7 @@ def test_privacy_names_what_is_stored_and_who_answers_for_it(client: Client, pub
 
 def test_a_preview_link_shows_a_draft_to_its_holder(client: Client, publication: Publication) -> None:
     draft = make_post("Not yet")
-    response = client.get(draft.preview_url.removeprefix("http://localhost:8000"))
+    response = client.get(draft.preview_url.removeprefix(settings.SITE_URL))
     assert "Not yet" in response.content.decode()
     assert response["X-Robots-Tag"] == "noindex"
     assert "no-store" in response["Cache-Control"]
@@ -239,7 +240,7 @@ def test_a_preview_link_that_was_changed_or_is_old_shows_nothing(
     client: Client, publication: Publication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = make_post("One"), make_post("Other")
-    path = one.preview_url.removeprefix("http://localhost:8000")
+    path = one.preview_url.removeprefix(settings.SITE_URL)
     assert client.get(path.replace(f"/{one.pk}.", f"/{other.pk}.")).status_code == 404
     monkeypatch.setattr("django.core.signing.time.time", lambda: timezone.now().timestamp() + 15 * 24 * 3600)
     assert client.get(path).status_code == 404
@@ -256,15 +257,15 @@ def test_the_theme_is_kept_as_long_as_its_address_lives(client: Client, publicat
 
 def test_the_sitemap_names_exactly_the_pages_and_public_posts(client: Client, hidden: list[Post]) -> None:
     post = publish("On locks")
-    page = client.get("/sitemap.xml", headers={"host": "127.0.0.1"}).content.decode()
+    page = client.get("/sitemap.xml", headers={"host": "[::1]"}).content.decode()
     found = {part.partition("</loc>")[0] for part in page.split("<loc>")[1:]}
     pages = {reverse(f"posts:{name}") for name in ("profile", "archive", "about", "privacy")}
-    assert found == {f"http://localhost:8000{path}" for path in pages | {post.get_absolute_url()}}
+    assert found == {settings.SITE_URL + path for path in pages | {post.get_absolute_url()}}
 
 
 def test_robots_names_the_sitemap_and_not_the_admin(client: Client, publication: Publication) -> None:
     page = client.get("/robots.txt").content.decode()
-    assert "Sitemap: http://localhost:8000/sitemap.xml" in page
+    assert f"Sitemap: {settings.SITE_URL}/sitemap.xml" in page
     assert "admin" not in page
 
 
@@ -283,7 +284,7 @@ def test_an_uploaded_image_is_served_and_nothing_beside_it(client: Client, publi
 def test_pages_name_the_canonical_origin_whatever_host_was_asked(client: Client, publication: Publication) -> None:
     post = publish("On locks")
     for address in ("/", "/feed.xml", "/rss.xml", "/feed.json", "/sitemap.xml", "/robots.txt", post.get_absolute_url()):
-        assert "127.0.0.1" not in client.get(address, headers={"host": "127.0.0.1"}).content.decode()
+        assert "[::1]" not in client.get(address, headers={"host": "[::1]"}).content.decode()
 
 
 def test_an_error_page_needs_nothing_that_may_have_failed() -> None:
