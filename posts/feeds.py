@@ -22,6 +22,10 @@ ITEMS = 20
 # A tag of sanitised HTML: in its text every "<" is an entity, so code samples are left alone.
 TAG = re.compile(r"<[a-z][^<>]*>")
 LINK = re.compile(r'(?<=\s)(href|src)="([^"]*)"')
+# What only a page has a use for: links beside headings, the language's name over code.
+FURNITURE = re.compile(
+    r' ?<a\b[^<>]*\bclass="anchor"[^<>]*>[^<]*</a>|<span\b[^<>]*\bclass="code-language"[^<>]*>[^<]*</span>'
+)
 # XML 1.0 has no way to write these.
 UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -99,7 +103,7 @@ def item(post: Post) -> dict[str, Any]:
         "title": clean(post.title),
         "link": address(post),
         "description": clean(post.summary),
-        "content": clean(absolute(post.body_html, address(post))),
+        "content": clean(content(post)),
         "unique_id": identity(post),
         "unique_id_is_permalink": False,
         "pubdate": post.published_at,
@@ -115,7 +119,7 @@ def json_item(post: Post) -> dict[str, Any]:
         "url": address(post),
         "title": post.title,
         "summary": post.summary,
-        "content_html": absolute(post.body_html, address(post)),
+        "content_html": content(post),
         "date_published": post.published_at.isoformat(),
         "date_modified": post.updated_at.isoformat(),
         "tags": [tag.name for tag in post.tags.all()],
@@ -137,6 +141,11 @@ def identity(post: Post) -> str:
     """Return a tag URI (RFC 4151) that stays when title, slug or date change, so that no feed reader shows it twice."""
     host = urlsplit(settings.SITE_URL).hostname
     return f"tag:{host},{post.created_at:%Y-%m-%d}:post-{post.pk}"
+
+
+def content(post: Post) -> str:
+    """Return the text of `post` as HTML that reads well away from its page."""
+    return absolute(FURNITURE.sub("", post.body_html), address(post))
 
 
 def absolute(html: str, base: str) -> str:

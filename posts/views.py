@@ -49,7 +49,8 @@ def archive(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def post(request: HttpRequest, slug: str) -> HttpResponse:
-    shown = get_object_or_404(Post.objects.published().defer("body", "search"), slug=slug)
+    posts = Post.objects.published().defer("body", "search").prefetch_related("tags")
+    shown = get_object_or_404(posts, slug=slug)
     older, newer = neighbours(shown)
     context = {"post": shown, "older": older, "newer": newer, "canonical": shown.url}
     response = render(request, "posts/post.html", context)

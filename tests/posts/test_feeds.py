@@ -47,7 +47,7 @@ def test_an_xml_feed_carries_the_whole_post(client: Client, post: Post, address:
     assert not feed.bozo
     assert feed.feed.title == "Query Notes"
     (entry,) = feed.entries
-    assert entry.title == "Rows &amp; &lt;tags&gt;"
+    assert entry.title == "Rows & <tags>"
     assert entry.link == post.url
     assert entry.summary == "Why rows wait."
     assert "Dead rows wait." in entry.content[0].value
@@ -61,6 +61,12 @@ def test_atom_has_every_address_in_full(client: Client, post: Post) -> None:
     assert f'href="{post.url}#why"' in content
     assert f'src="{settings.SITE_URL}/media/plan.png"' in content
     assert '<code>href="/posts/"</code>' in content
+
+
+def test_a_feed_leaves_out_what_only_a_page_needs(client: Client, post: Post) -> None:
+    (item,) = json.loads(client.get("/feed.json").content)["items"]
+    assert "anchor" not in item["content_html"]
+    assert "code-language" not in item["content_html"]
 
 
 def test_json_feed_carries_the_whole_post(client: Client, post: Post) -> None:
