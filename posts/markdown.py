@@ -10,7 +10,6 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -40,10 +39,12 @@ SWALLOWING = re.compile(
     re.IGNORECASE,
 )
 
-TAGS = set(
-    "a abbr b blockquote br caption cite code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img"
-    " ins kbd li mark ol p pre q s section small span strong sub summary sup table tbody td tfoot th thead tr ul".split()
-)
+TAGS = {
+    *("a", "abbr", "b", "blockquote", "br", "caption", "cite", "code", "dd", "del", "details", "div", "dl", "dt", "em"),
+    *("figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins", "kbd", "li", "mark", "ol"),
+    *("p", "pre", "q", "s", "section", "small", "span", "strong", "sub", "summary", "sup"),
+    *("table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul"),
+}
 ATTRIBUTES = {
     "*": {"class", "id", "lang", "dir", "title"},
     "a": {"href", "aria-label", "role"},
@@ -190,16 +191,23 @@ def _aligned_cell(renderer: Any, tokens: Sequence[Token], index: int, options: A
     return str(renderer.renderToken(tokens, index, options, env))
 
 
-def _image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any, *, target: str) -> str:
-    token = tokens[index]
-    size = _size(str(token.attrGet("src") or ""))
-    if target == "web":
-        token.attrSet("loading", "lazy")
-    if size:
-        width = min(size[0], MAIL_IMAGE_WIDTH) if target == "email" else size[0]
+def _web_image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    tokens[index].attrSet("loading", "lazy")
+    _set_size(tokens[index], most=None)
+    return str(renderer.image(tokens, index, options, env))
+
+
+def _mail_image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    _set_size(tokens[index], most=MAIL_IMAGE_WIDTH)
+    return str(renderer.image(tokens, index, options, env))
+
+
+def _set_size(token: Token, *, most: int | None) -> None:
+    """Name the size of one of our own images, so that nothing jumps while it loads."""
+    if size := _size(str(token.attrGet("src") or "")):
+        width = min(size[0], most or size[0])
         token.attrSet("width", str(width))
         token.attrSet("height", str(round(size[1] * width / size[0])))
-    return str(renderer.image(tokens, index, options, env))
 
 
 def _size(src: str) -> tuple[int, int] | None:
@@ -269,13 +277,13 @@ RULES: dict[str, dict[str, Callable[..., str]]] = {
         "table_close": _table_close,
         "th_open": _aligned_cell,
         "td_open": _aligned_cell,
-        "image": partial(_image, target="web"),
+        "image": _web_image,
     },
     "email": {
         **SHARED_RULES,
         "fence": _mail_code,
         "code_block": _mail_code,
-        "image": partial(_image, target="email"),
+        "image": _mail_image,
     },
 }
 PARSERS = {target: _parser(target) for target in RULES}
