@@ -71,7 +71,12 @@ def tag(request: HttpRequest, slug: str) -> HttpResponse:
 def search_posts(request: HttpRequest) -> HttpResponse:
     query = request.GET.get("q", "").replace("\x00", "").strip()[:200]
     page = page_of(search.search(brief(), query), request, RESULTS) if query else None
-    return render(request, "posts/search.html", {"words": query, "query": urlencode({"q": query}) + "&", "page": page})
+    results = [result(post) for post in page or ()]
+    return render(
+        request,
+        "posts/search.html",
+        {"results": results, "words": query, "query": urlencode({"q": query}) + "&", "page": page},
+    )
 
 
 @require_safe
@@ -132,6 +137,11 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     if moved:
         return HttpResponsePermanentRedirect(moved.get_absolute_url())
     return render(request, "404.html", status=404)
+
+
+def result(post: Any) -> tuple[Post, str]:
+    """Return a found post and the passage that was found, the words in it marked."""
+    return post, search.highlighted(post.headline)
 
 
 def brief() -> PostQuerySet:

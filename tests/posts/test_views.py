@@ -208,7 +208,9 @@ def test_an_old_address_of_a_draft_tells_nothing(client: Client, publication: Pu
 
 def test_search_finds_words_and_survives_odd_ones(client: Client, publication: Publication) -> None:
     publish("On vacuum", body="Dead rows wait.")
-    assert "On vacuum" in client.get("/search/?q=rows").content.decode()
+    page = client.get("/search/?q=rows").content.decode()
+    assert "On vacuum" in page
+    assert "<mark>rows</mark>" in page
     for odd in ("'", "a & | !", "\x00", "<script>alert(1)</script>", "x" * 5000):
         response = client.get("/search/", {"q": odd})
         assert response.status_code == 200
