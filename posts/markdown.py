@@ -297,7 +297,11 @@ def _words(token: Token) -> str:
     if token.children is None:
         return token.content
     kinds = {"text": True, "code_inline": True, "image": True}
-    parts = [child.content if child.type in kinds else " " for child in token.children if child.type != "html_inline"]
+    parts = [
+        child.content if child.type in kinds else " "
+        for child in token.children
+        if child.type not in ("html_inline", "footnote_ref")
+    ]
     return " ".join("".join(parts).split())
 
 
