@@ -296,12 +296,9 @@ CLEANERS = {target: _cleaner(target) for target in RULES}
 def _words(token: Token) -> str:
     if token.children is None:
         return token.content
-    kinds = {"text": True, "code_inline": True, "image": True}
-    parts = [
-        child.content if child.type in kinds else " "
-        for child in token.children
-        if child.type not in ("html_inline", "footnote_ref")
-    ]
+    written = ("text", "code_inline", "image")
+    breaks = ("softbreak", "hardbreak")
+    parts = [child.content if child.type in written else " " * (child.type in breaks) for child in token.children]
     return " ".join("".join(parts).split())
 
 

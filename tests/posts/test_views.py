@@ -292,3 +292,8 @@ def test_an_error_page_needs_nothing_that_may_have_failed() -> None:
     page = loader.get_template("500.html").render()
     assert "Something went wrong here" in page
     assert "site.css" in page
+
+
+def test_a_summary_has_no_gaps_where_marks_stood(client: Client, publication: Publication) -> None:
+    publish("On vacuum", body="Rows *wait*, **all**[^1].\nThen `vacuum`\\\ncomes.\n\n[^1]: Not all.")
+    assert "Rows wait, all. Then vacuum comes." in client.get("/posts/").content.decode()
