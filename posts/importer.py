@@ -153,7 +153,7 @@ def _values(source: Source, post: Post, root: Path, report: Report) -> dict[str,
 
 
 def _published_at(source: Source, in_name: str | None, path: str, report: Report) -> dt.datetime | None:
-    """Take the date of the header, else that of the file name; an impossible one gives way to the name's, and is told."""
+    """Take the date of the header, else the file name's; an impossible one gives way to that, and is told."""
     try:
         return _date(source.header.get("date") or in_name)
     except BadFile as error:

@@ -1,0 +1,33 @@
+# Needs Python 3.11 or newer and make, nothing else: uv is fetched into .venv where it is not on PATH.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+UV := $(shell command -v uv || echo .venv/bin/uv)
+RUN := $(UV) run --frozen
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-reset test check
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(UV)  ## Install everything into .venv
+	@$(UV) sync --frozen --quiet
+
+demo: setup  ## Run it all here: site, admin, workers and a mailbox (PORT, MAILBOX_PORT)
+	@exec $(UV) run --frozen --no-sync manage.py demo
+
+demo-reset:  ## Delete the demo's data
+	@$(RUN) python -c "from newsletter.settings import SERVERS; SERVERS.remove()" && echo "The demo's data is gone."
+
+test: setup  ## Run the tests on real PostgreSQL and Valkey
+	@$(UV) run --frozen --no-sync pytest
+
+check: setup  ## Lint, types, layers, migrations
+	@$(UV) run --frozen --no-sync ruff format --check . && $(UV) run --no-sync ruff check . && $(UV) run --no-sync mypy
+	@$(UV) run --frozen --no-sync lint-imports && $(UV) run --no-sync djlint --lint --check templates --quiet
+	@$(UV) run --frozen --no-sync manage.py makemigrations --check --dry-run
+
+.venv/bin/uv:
+	@test -n "$(PYTHON)" || { echo "Masthead needs Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Masthead needs Python 3.11 or newer: set PYTHON=/path/to/python3.11")'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check uv
