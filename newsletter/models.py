@@ -168,6 +168,7 @@ class Issue(models.Model):
 
     class Meta:
         ordering = ["-id"]
+        permissions = [("send_issue", _("Can schedule, send, pause and cancel issues"))]
         constraints = [
             models.CheckConstraint(
                 condition=~models.Q(state="scheduled") | models.Q(due_at__isnull=False, number__isnull=False),

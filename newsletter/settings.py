@@ -76,6 +76,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
+    "newsletter.csp.AdminPolicyMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -227,10 +228,49 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
 }
+
+
+def _menu(title: str, icon: str, model: str) -> dict[str, object]:
+    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{model}_changelist")}
+
+
 UNFOLD = {
     "SITE_TITLE": "Masthead",
     "SITE_HEADER": "Masthead",
     "SITE_SYMBOL": "newspaper",
     "SITE_URL": "/",
     "SHOW_HISTORY": True,
+    "DASHBOARD_CALLBACK": "newsletter.admin.dashboard",
+    "SIDEBAR": {
+        "show_search": False,
+        "navigation": [
+            {
+                "title": "Write",
+                "items": [
+                    _menu("Posts", "article", "posts_post"),
+                    _menu("Issues", "mail", "newsletter_issue"),
+                    _menu("Calendar", "calendar_month", "newsletter_slot"),
+                    _menu("Featured", "push_pin", "posts_featuredpost"),
+                    _menu("Tags", "sell", "posts_tag"),
+                ],
+            },
+            {
+                "title": "Readers",
+                "items": [
+                    _menu("Subscribers", "group", "subscribers_subscriber"),
+                    _menu("Suppressions", "block", "subscribers_suppression"),
+                    _menu("Deliveries", "outgoing_mail", "newsletter_delivery"),
+                    _menu("System mail", "outbox", "subscribers_systemmail"),
+                ],
+            },
+            {
+                "title": "Set up",
+                "items": [
+                    _menu("Publication", "newspaper", "posts_publication"),
+                    _menu("Redirects", "alt_route", "posts_redirect"),
+                    _menu("People", "manage_accounts", "auth_user"),
+                ],
+            },
+        ],
+    },
 }

@@ -10,13 +10,14 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import nh3
 from django.conf import settings
 from django.core.files.storage import default_storage
-from django.utils.text import slugify
+from django.utils.text import Truncator, slugify
 from django.utils.translation import gettext as _
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
@@ -31,6 +32,7 @@ from pygments.util import ClassNotFound
 
 MAX_CHARACTERS = 500_000
 WORDS_A_MINUTE = 220
+EXCERPT_WORDS = 42
 MAIL_IMAGE_WIDTH = 560
 TEXT_WIDTH = 72
 TASK = re.compile(r'<input class="task-list-item-checkbox"[^>]*?(checked="")?\s*/?>')
@@ -69,6 +71,7 @@ class Rendered:
 
     html: str
     text: str
+    excerpt: str
     reading_minutes: int
 
 
@@ -89,7 +92,14 @@ def render_post(text: str) -> Rendered:
     """Return what a post stores of its Markdown."""
     plain = plain_words(text)
     minutes = max(1, round(len(plain.split()) / WORDS_A_MINUTE))
-    return Rendered(render(text), plain, minutes)
+    return Rendered(render(text), plain, _excerpt(text), minutes)
+
+
+def _excerpt(text: str) -> str:
+    """Return how the prose of a text begins: without headings and code, cut between two words."""
+    tokens = PARSERS["email"].parse(text, {})
+    prose = [_words(inline) for opening, inline in pairwise(tokens) if opening.type == "paragraph_open"]
+    return Truncator(" ".join(filter(None, prose))).words(EXCERPT_WORDS)
 
 
 def plain_words(text: str) -> str:

@@ -20,7 +20,7 @@ from django.core.validators import (
 from django.db import models, transaction
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.text import Truncator, slugify
+from django.utils.text import slugify
 from django.utils.translation import gettext_lazy as _
 
 from posts import markdown, search, theme
@@ -220,6 +220,7 @@ class Post(models.Model):
 
     body_html = models.TextField(editable=False, default="")
     body_text = models.TextField(editable=False, default="")
+    derived_excerpt = models.TextField(editable=False, default="")
     reading_minutes = models.PositiveSmallIntegerField(editable=False, default=1)
     search = models.GeneratedField(expression=search.post_vector(), output_field=SearchVectorField(), db_persist=True)
 
@@ -263,7 +264,7 @@ class Post(models.Model):
     @property
     def summary(self) -> str:
         """Return the excerpt, given or derived from the text."""
-        return self.excerpt or Truncator(" ".join(self.body_text.split())).chars(240)
+        return self.excerpt or self.derived_excerpt
 
     def can_move(self, status: str) -> bool:
         return status in self.MOVES[self.Status(self.status)]
@@ -278,7 +279,7 @@ class Post(models.Model):
         """Derive HTML, text and reading time; keep a changed address of a published post as a redirect."""
         self.slug = self.slug or self._free_slug()
         rendered = markdown.render_post(self.body)
-        self.body_html, self.body_text = rendered.html, rendered.text
+        self.body_html, self.body_text, self.derived_excerpt = rendered.html, rendered.text, rendered.excerpt
         self.reading_minutes = rendered.reading_minutes
         with transaction.atomic():
             self._keep_old_address()

@@ -61,7 +61,7 @@ class Command(BaseCommand):
         self.welcome()
         self.send(children)
         while True:
-            self.check(children)
+            self.see_alive(children)
             time.sleep(1)
 
     def start(self, children: list[Child]) -> None:
@@ -102,16 +102,16 @@ class Command(BaseCommand):
         until = time.monotonic() + SECONDS_TO_START
         for url in (f"http://127.0.0.1:{self.mailbox_port}/", f"http://127.0.0.1:{self.port}/"):
             while not _answers(url):
-                self.check(children)
+                self.see_alive(children)
                 if time.monotonic() > until:
                     raise CommandError(f"{url} does not answer; the logs are in {settings.EMBEDDED_DIR / 'logs'}.")
                 time.sleep(0.2)
         workers = [child for child in children if child.name.startswith("worker")]
         while not all(" ready." in child.last_words() for child in workers):
-            self.check(children)
+            self.see_alive(children)
             time.sleep(0.2)
 
-    def check(self, children: list[Child]) -> None:
+    def see_alive(self, children: list[Child]) -> None:
         for child in children:
             if child.is_dead:
                 raise CommandError(f"The process {child.name} has ended:\n{child.last_words()}")
@@ -139,7 +139,7 @@ class Command(BaseCommand):
         ended = {Issue.State.COMPLETED, Issue.State.COMPLETED_WITH_FAILURES, Issue.State.NEEDS_REVIEW}
         while issue.state not in ended and time.monotonic() < until:
             time.sleep(0.5)
-            self.check(children)
+            self.see_alive(children)
             issue.refresh_from_db()
             if sys.stdout.isatty():
                 counts = issue.counts()
