@@ -104,13 +104,13 @@ class Page(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         parts = [part for part in url.path.split("/") if part]
         if not parts:
-            self.list(query)
+            self.overview(query)
         elif parts == ["count.json"]:
             self.answer(json.dumps(self.mailbox.count(query.get("feedback", ""))), "application/json")
         else:
             self.mail(parts)
 
-    def list(self, query: dict[str, str]) -> None:
+    def overview(self, query: dict[str, str]) -> None:
         words = query.get("q", "").strip().lower()
         context = {"mails": self.mailbox.newest(words), "received": self.mailbox.received, "words": words}
         self.answer(render_to_string("mailbox/list.html", context))

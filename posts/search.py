@@ -53,12 +53,13 @@ def search(queryset: QuerySet[Found], words: str) -> QuerySet[Found]:
         min_words=16,
         max_fragments=2,
     )
-    return (
+    found: QuerySet[Found] = (
         queryset.annotate(similarity=similarity)
         .filter(Q(search=query) | Q(similarity__gte=SIMILAR))
         .annotate(rank=Greatest(SearchRank("search", query), F("similarity") / 10), headline=headline)
         .order_by("-rank", "-published_at")
     )
+    return found
 
 
 def highlighted(headline: str) -> SafeString:

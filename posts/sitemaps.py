@@ -11,7 +11,7 @@ from django.urls import reverse
 from posts.models import Post, PostQuerySet
 
 
-class SiteSitemap(Sitemap):  # type: ignore[type-arg]  # generic in the stubs alone, not while it runs
+class SiteSitemap(Sitemap):
     """Addresses of SITE_URL, whatever Host the request named."""
 
     def get_domain(self, site: Any = None) -> str:

@@ -63,7 +63,7 @@ class SubscriberAdmin(ReadOnly, ModelAdmin):
         return (queryset.filter(Q(key=exact) | Q(key__startswith=words)) if words else queryset), False
 
     def has_act_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("subscribers.change_subscriber")  # type: ignore[union-attr]  # staff are users
+        return request.user.has_perm("subscribers.change_subscriber")
 
     @admin.action(description=_("Unsubscribe the chosen readers"), permissions=["act"])
     def unsubscribe(self, request: HttpRequest, queryset: QuerySet[Subscriber]) -> None:

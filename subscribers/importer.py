@@ -6,6 +6,7 @@ An import may add a person or leave him as he is, never raise his state: whoever
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def _status(row: dict[str, str | None], columns: dict[str, str], report: Report)
     return Subscriber.Status.PENDING
 
 
-def _confirmed_at(row: dict[str, str | None], columns: dict[str, str]) -> object:
+def _confirmed_at(row: dict[str, str | None], columns: dict[str, str]) -> dt.datetime:
     for name in ("confirmed_at", "confirmed", "subscribed_at", "created_at"):
         value = (row.get(columns[name]) or "").strip() if name in columns else ""
         try:
@@ -155,7 +156,7 @@ def _confirmed_at(row: dict[str, str | None], columns: dict[str, str]) -> object
         if moment:
             return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
         if day:
-            return timezone.make_aware(timezone.datetime(day.year, day.month, day.day))
+            return dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
     return timezone.now()
 
 
