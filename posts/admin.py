@@ -44,6 +44,13 @@ class ImageField(forms.FileField):
         return images.clean_image(cleaned) if isinstance(cleaned, UploadedFile) else cleaned
 
 
+class URLField(forms.URLField):
+    """A web address; where the scheme is left out, https is meant."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "assume_scheme": "https"})
+
+
 class PublicationForm(forms.ModelForm):
     avatar = ImageField(required=False)
 
@@ -90,6 +97,7 @@ class PostForm(forms.ModelForm):
             "body": MarkdownEditor(),
             "excerpt": UnfoldAdminTextareaWidget(attrs={"rows": 2}),
         }
+        field_classes = {"canonical_url": URLField}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -9,7 +9,6 @@ from django.utils import timezone
 
 from newsletter import embedded
 from newsletter.celery import app
-
 from posts.models import Publication
 from subscribers.models import Subscriber, Suppression
 

