@@ -1,0 +1,45 @@
+"""What the tests of the reader's doors share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.forms.models import model_to_dict
+from django.test import Client
+from django.urls import reverse
+
+from subscribers import emails, tokens
+from subscribers.models import Subscriber
+
+
+@pytest.fixture
+def join(client: Client, publication: object) -> Callable[..., Any]:
+    """Send the sign-up form as a browser would."""
+
+    def send(address: str, **values: str) -> Any:
+        data = {"address": address, "token": tokens.form_token("subscribe"), "website": "", **values}
+        return client.post(reverse("subscribers:subscribe_form"), data)
+
+    return send
+
+
+@pytest.fixture
+def confirm_path() -> Callable[[Subscriber], str]:
+    """The path of a reader's confirmation link."""
+
+    def path(subscriber: Subscriber) -> str:
+        url = emails.confirm_url(subscriber)
+        return url[url.index("/subscribe/") :]
+
+    return path
+
+
+@pytest.fixture
+def row() -> Callable[[Subscriber], dict[str, Any]]:
+    """All that the database holds of a reader, to compare before and after."""
+
+    def read(subscriber: Subscriber) -> dict[str, Any]:
+        fresh = Subscriber.objects.get(pk=subscriber.pk)
+        return {**model_to_dict(fresh), "consents": fresh.consents.count(), "mail": fresh.system_mail.count()}
+
+    return read

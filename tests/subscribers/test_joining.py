@@ -1,0 +1,199 @@
+"""Joining: the same answer for everybody, nothing by GET, one welcome."""
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import time_machine
+from django.core import mail
+from django.test import Client
+from django.utils import timezone
+
+from newsletter.celery import app
+from subscribers import emails, subscription, tokens
+from subscribers.models import Consent, Subscriber, Suppression, SystemMail
+
+Status = Subscriber.Status
+
+
+def test_a_new_reader_is_pending_and_owed_a_confirmation(join: Callable[..., Any]) -> None:
+    response = join("New.Reader@Example.org", source="profile")
+    reader = Subscriber.objects.get()
+    assert (response.status_code, response.headers["Location"]) == (302, "/subscribe/check-your-inbox/")
+    assert (reader.key, reader.status, reader.source) == ("new.reader@example.org", Status.PENDING, "profile")
+    assert SystemMail.objects.get().kind == SystemMail.Kind.CONFIRM
+    assert reader.consents.get().wording
+
+
+def test_every_address_gets_the_same_answer(
+    join: Callable[..., Any], alice: Subscriber, bob: Subscriber, carol: Subscriber, dave: Subscriber
+) -> None:
+    readers = ["nobody@example.org", *(reader.address for reader in (alice, bob, carol, dave))]
+    answers = [join(address) for address in readers]
+    seen = {(answer.status_code, answer.content, tuple(sorted(answer.headers.items()))) for answer in answers}
+    assert len(seen) == 1
+
+
+def test_each_owner_is_told_the_truth_by_mail(
+    join: Callable[..., Any], alice: Subscriber, carol: Subscriber, dave: Subscriber
+) -> None:
+    for reader in (alice, carol, dave):
+        join(reader.address)
+    assert set(SystemMail.objects.values_list("subscriber_id", "kind")) == {
+        (alice.pk, "already"),
+        (carol.pk, "confirm"),
+    }
+
+
+def test_one_person_has_one_row_however_he_spells_it(join: Callable[..., Any]) -> None:
+    for address in ("Ada@Example.org", "ada@example.ORG", "ada@EXAMPLE.org "):
+        join(address)
+    assert Subscriber.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["", "ada", "ada@", "ada@example", "a b@example.org", "ada@exa mple.org", "x" * 400]
+)
+def test_a_malformed_address_is_refused_beside_the_field(join: Callable[..., Any], address: str) -> None:
+    response = join(address)
+    assert response.status_code == 422
+    assert b'role="alert"' in response.content
+    assert not Subscriber.objects.exists()
+
+
+def test_a_robot_that_fills_the_hidden_field_sees_success(join: Callable[..., Any]) -> None:
+    assert join("robot@example.org", website="https://spam.example").status_code == 302
+    assert not Subscriber.objects.exists()
+
+
+def test_an_old_form_is_asked_for_again_with_the_address_kept(join: Callable[..., Any]) -> None:
+    old = tokens.form_token("subscribe", day=timezone.now().date() - dt.timedelta(days=5))
+    response = join("ada@example.org", token=old)
+    assert response.status_code == 422
+    assert b'value="ada@example.org"' in response.content
+    assert tokens.form_token("subscribe").encode() in response.content
+
+
+def test_a_form_of_yesterday_is_accepted(join: Callable[..., Any]) -> None:
+    yesterday = tokens.form_token("subscribe", day=timezone.now().date() - dt.timedelta(days=1))
+    assert join("ada@example.org", token=yesterday).status_code == 302
+
+
+def test_json_is_understood(client: Client, publication: object) -> None:
+    data = {"address": "ada@example.org", "token": tokens.form_token("subscribe")}
+    response = client.post("/subscribe/form/", data, content_type="application/json")
+    assert response.json() == {"status": "check_inbox"}
+    broken = client.post("/subscribe/form/", "[1", content_type="application/json")
+    assert (broken.status_code, broken.json()["status"]) == (413, "invalid")
+
+
+def test_a_request_over_8_kb_is_refused(join: Callable[..., Any]) -> None:
+    assert join("ada@example.org", name="x" * 9000).status_code == 413
+
+
+def test_no_anonymous_answer_sets_a_cookie(client: Client, join: Callable[..., Any]) -> None:
+    assert not join("ada@example.org").cookies
+    assert not client.get("/subscribe/").cookies
+    assert not client.get("/subscribe/check-your-inbox/").cookies
+
+
+def test_a_mailbox_gets_one_confirmation_in_15_minutes_whatever_the_tag(join: Callable[..., Any]) -> None:
+    for address in ("ada@example.org", "ada@example.org", "ada+1@example.org", "ada+2@example.org"):
+        join(address)
+    assert SystemMail.objects.count() == 1
+
+
+def test_a_mailbox_gets_three_a_day_and_five_a_month(join: Callable[..., Any]) -> None:
+    now = timezone.now()
+    for hours in (0, 1, 2, 3, 30, 60, 90, 120):
+        with time_machine.travel(now + dt.timedelta(hours=hours), tick=False):
+            join("ada@example.org")
+    assert SystemMail.objects.count() == 5
+
+
+def test_a_network_that_asks_too_often_is_not_served(join: Callable[..., Any]) -> None:
+    for n in range(70):
+        join(f"reader{n}@example.org")
+    assert SystemMail.objects.count() == 60
+
+
+def test_a_get_of_the_confirmation_changes_nothing(
+    client: Client, publication: object, bob: Subscriber, confirm_path: Any, row: Any
+) -> None:
+    before = row(bob)
+    for _n in range(3):
+        assert client.get(confirm_path(bob)).status_code == 200
+    client.head(confirm_path(bob))
+    assert row(bob) == before
+
+
+def test_confirming_twice_sends_one_welcome(
+    client: Client, publication: object, bob: Subscriber, confirm_path: Any
+) -> None:
+    path = confirm_path(bob)
+    for _n in range(2):
+        assert client.post(path).status_code == 200
+    bob.refresh_from_db()
+    assert (bob.status, bob.system_mail.filter(kind="welcome").count()) == (Status.ACTIVE, 1)
+    assert bob.consents.filter(kind=Consent.Kind.CONFIRMED).count() == 1
+
+
+def test_a_confirmation_from_before_leaving_brings_nobody_back(
+    client: Client, publication: object, bob: Subscriber, confirm_path: Any
+) -> None:
+    path = confirm_path(bob)
+    subscription.unsubscribe(bob.pk)
+    assert client.post(path).status_code == 410
+    bob.refresh_from_db()
+    assert bob.status == Status.UNSUBSCRIBED
+
+
+def test_a_confirmation_dies_after_seven_days(
+    client: Client, publication: object, bob: Subscriber, confirm_path: Any
+) -> None:
+    path = confirm_path(bob)
+    with time_machine.travel(timezone.now() + dt.timedelta(days=8)):
+        assert client.post(path).status_code == 410
+
+
+def test_a_token_of_another_purpose_or_a_forged_one_is_worth_nothing(
+    client: Client, publication: object, bob: Subscriber
+) -> None:
+    other = tokens.sign(bob.pk, "", purpose=tokens.NEVER)
+    for token in (other, "forged", other[:-2]):
+        assert client.post(f"/subscribe/confirm/{token}/").status_code == 410
+    bob.refresh_from_db()
+    assert bob.status == Status.PENDING
+
+
+def test_never_again_suppresses_by_post_alone(client: Client, publication: object, bob: Subscriber) -> None:
+    url = emails.never_url(bob)
+    path = url[url.index("/never/") :]
+    client.get(path)
+    assert not Suppression.objects.exists()
+    client.post(path)
+    bob.refresh_from_db()
+    assert (bob.suppressed, bob.status) == (True, Status.UNSUBSCRIBED)
+
+
+def test_a_suppressed_address_is_sent_nothing(join: Callable[..., Any], dave: Subscriber) -> None:
+    join(dave.address)
+    assert not SystemMail.objects.exists()
+
+
+def test_the_confirmation_says_nothing_that_the_submitter_typed(join: Callable[..., Any]) -> None:
+    join("ada@example.org", source="BUY PILLS", name="BUY PILLS")
+    assert emails.send_all_due(limit=10) == 1
+    sent = mail.outbox[0]
+    assert "BUY PILLS" not in sent.message().as_string()
+    assert "List-Unsubscribe" not in sent.message()
+    assert sent.message()["Auto-Submitted"] == "auto-generated"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_dead_broker_costs_no_sign_up(join: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.conf, "broker_url", "redis://127.0.0.1:9/0")
+    monkeypatch.setattr(app.amqp, "_producer_pool", None)
+    assert join("ada@example.org").status_code == 302
+    assert emails.send_all_due(limit=10) == 1

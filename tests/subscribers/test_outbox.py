@@ -1,0 +1,126 @@
+"""The outbox of system mail, and what the database itself holds fast about readers."""
+
+import threading
+from typing import Any
+
+import pytest
+from django.core import mail
+from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
+
+from subscribers import addresses, emails, subscription
+from subscribers.models import Consent, Subscriber, Suppression, SystemMail
+
+pytestmark = pytest.mark.usefixtures("publication")
+
+
+def test_a_mail_goes_once(bob: Subscriber) -> None:
+    owed = emails.owe(SystemMail.Kind.CONFIRM, subscriber=bob)
+    assert [emails.send_due(owed.pk), emails.send_due(owed.pk)] == [True, False]
+    assert [message.to for message in mail.outbox] == [[bob.address]]
+
+
+def test_a_failure_is_kept_with_the_row_and_tried_again_later(bob: Subscriber, settings: Any) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 9
+    owed = emails.owe(SystemMail.Kind.CONFIRM, subscriber=bob)
+    assert not emails.send_due(owed.pk)
+    owed.refresh_from_db()
+    assert (owed.attempts, owed.sent_at, owed.failed_at) == (1, None, None)
+    assert "ConnectionRefused" in owed.error
+    assert owed.due_at > timezone.now()
+
+
+def test_it_is_given_up_after_eight_tries(bob: Subscriber, settings: Any) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 9
+    owed = emails.owe(SystemMail.Kind.CONFIRM, subscriber=bob)
+    for _n in range(9):
+        SystemMail.objects.update(due_at="2020-01-01T00:00Z")
+        emails.send_due(owed.pk)
+    owed.refresh_from_db()
+    assert (owed.attempts, owed.failed_at is not None) == (8, True)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_senders_at_once_send_one_mail(bob: Subscriber) -> None:
+    owed = emails.owe(SystemMail.Kind.WELCOME, subscriber=bob)
+    barrier = threading.Barrier(4)
+
+    def send() -> None:
+        barrier.wait()
+        emails.send_due(owed.pk)
+        connection.close()
+
+    threads = [threading.Thread(target=send) for _n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(mail.outbox) == 1
+
+
+@pytest.mark.parametrize("kind", ["confirm", "welcome", "already", "magic_link"])
+def test_every_kind_of_mail_reads_well_in_both_parts(alice: Subscriber, kind: str) -> None:
+    emails.send_due(emails.owe(kind, subscriber=alice).pk)
+    message = mail.outbox[0]
+    html = str(message.alternatives[0][0])  # type: ignore[attr-defined]  # it has two parts
+    assert message.subject
+    for part in (str(message.body), html):
+        assert "1 Example Street" in part
+        assert "{{" not in part
+        assert "{%" not in part
+    assert len(html.encode()) < 20_000
+
+
+@pytest.mark.parametrize("event", ["missed", "empty_slot", "freeze_failed"])
+def test_an_alert_tells_the_author(event: str) -> None:
+    context = {"event": event, "issue": "#4 x", "due_at": "2026-11-23", "date": "Monday", "error": "why"}
+    emails.send_due(emails.owe(SystemMail.Kind.ALERT, address="author@example.org", context=context).pk)
+    assert mail.outbox[0].to == ["author@example.org"]
+    assert len(str(mail.outbox[0].body)) > 80
+
+
+def test_the_consent_log_can_only_grow(alice: Subscriber) -> None:
+    Consent.objects.create(subscriber=alice, kind=Consent.Kind.CONFIRMED)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Consent.objects.update(kind=Consent.Kind.IMPORTED)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Consent.objects.all().delete()
+    assert Consent.objects.get().kind == Consent.Kind.CONFIRMED
+
+
+def test_a_suppression_marks_the_reader_and_its_end_frees_him(alice: Subscriber) -> None:
+    suppression = subscription.suppress("ALICE@example.org", reason=Suppression.Reason.MANUAL)
+    alice.refresh_from_db()
+    assert alice.suppressed
+    assert not Subscriber.objects.mailable().exists()
+    suppression.delete()
+    alice.refresh_from_db()
+    assert not alice.suppressed
+
+
+def test_a_suppressed_address_that_comes_later_is_marked_from_the_start() -> None:
+    subscription.suppress("later@example.org", reason=Suppression.Reason.ASKED)
+    later = Subscriber.objects.create(address="later@example.org", status="active", confirmed_at=timezone.now())
+    later.refresh_from_db()
+    assert later.suppressed
+
+
+def test_nobody_is_active_without_having_confirmed() -> None:
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Subscriber.objects.create(address="x@example.org", status="active")
+
+
+def test_look_alike_addresses_stay_two_people() -> None:
+    assert addresses.canonical("ada@example.org") != addresses.canonical("ada@xn--exmple-4nf.org")
+    with pytest.raises(addresses.InvalidAddress):
+        addresses.canonical("аda@example.org")
+
+
+def test_the_mailable_are_active_unpaused_and_unsuppressed(
+    alice: Subscriber, bob: Subscriber, carol: Subscriber, dave: Subscriber
+) -> None:
+    assert list(Subscriber.objects.mailable()) == [alice]
+    Subscriber.objects.filter(pk=alice.pk).update(paused_until="2999-01-01T00:00Z")
+    assert not Subscriber.objects.mailable().exists()
