@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import smtplib
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,6 +152,9 @@ class Connection:
             if settings.SMTP_USER:
                 smtp.login(settings.SMTP_USER, settings.SMTP_PASSWORD)
             smtp.ehlo_or_helo_if_needed()
+            assert smtp.sock is not None
+            # The final dot is a small write of its own: without this it waits 40 ms for the receiver's delayed ACK.
+            smtp.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException:
             smtp.close()
             raise

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import yaml
 from django.core.exceptions import ValidationError
 from django.core.files.storage import default_storage
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_date, parse_datetime
 from django.utils.text import slugify
@@ -98,7 +98,7 @@ def _import(path: Path, root: Path, report: Report) -> None:
     try:
         with transaction.atomic():
             outcome = _store(read(path), root, report)
-    except BadFile as error:
+    except (ValueError, DatabaseError) as error:
         report.failed.append({"path": name, "reason": str(error)})
     except ValidationError as error:
         report.failed.append({"path": name, "reason": " ".join(error.messages)})
@@ -111,7 +111,7 @@ def _store(source: Source, root: Path, report: Report) -> str:
     post = Post.objects.filter(source=name).first() or Post(source=name)
     values = _values(source, post, root, report)
     tags, aliases = _tags(source.header), _aliases(source.header)
-    if post.pk and _same(post, values, tags):
+    if post.pk and _same(post, values, tags) and _redirected(post, aliases):
         return "unchanged"
     outcome = "updated" if post.pk else "created"
     for key, value in values.items():
@@ -127,6 +127,10 @@ def _store(source: Source, root: Path, report: Report) -> str:
 def _same(post: Post, values: dict[str, Any], tags: list[str]) -> bool:
     kept = {tag.slug for tag in post.tags.all()}
     return all(getattr(post, key) == value for key, value in values.items()) and kept == {slugify(t) for t in tags}
+
+
+def _redirected(post: Post, aliases: list[str]) -> bool:
+    return set(aliases) <= set(post.redirects.values_list("path", flat=True))
 
 
 def _values(source: Source, post: Post, root: Path, report: Report) -> dict[str, Any]:
@@ -289,7 +293,7 @@ def _yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 2 if error.problem_mark else 2
         raise BadFile(f"line {line}: the header is no YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadFile(f"the header is no YAML: {error}") from error
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 import nh3
 from django.conf import settings
+from django.core.exceptions import SuspiciousFileOperation, ValidationError
 from django.core.files.storage import default_storage
 from django.utils.text import Truncator, slugify
 from django.utils.translation import gettext as _
@@ -30,7 +31,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-MAX_CHARACTERS = 500_000
+MAX_CHARACTERS = 250_000
+MAX_NESTING = 100
 WORDS_A_MINUTE = 220
 EXCERPT_WORDS = 42
 MAIL_IMAGE_WIDTH = 560
@@ -40,6 +42,13 @@ SWALLOWING = re.compile(
     r"<(?=/?(?:title|textarea|style|xmp|iframe|noembed|noframes|noscript|script|plaintext|svg|math|template|select)\b)",
     re.IGNORECASE,
 )
+
+RAW_TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)", re.IGNORECASE)
+# Tags that hold nothing, or that the next of their kind ends: these don't nest.
+SHALLOW = {
+    *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"),
+    *("dd", "dt", "li", "option", "p", "tbody", "td", "tfoot", "th", "thead", "tr"),
+}
 
 TAGS = {
     *("a", "abbr", "b", "blockquote", "br", "caption", "cite", "code", "dd", "del", "details", "div", "dl", "dt", "em"),
@@ -78,40 +87,67 @@ class Rendered:
 def render(text: str, target: str = "web", prefix: str = "") -> str:
     """Return sanitised HTML of Markdown `text` for `target`: "web" or "email".
 
-    `prefix` goes before every id, so that several texts can stand on one page. Raises ValueError on a text of more than
-    MAX_CHARACTERS.
+    `prefix` goes before every id, so that several texts can stand on one page. Raises ValueError on a text that is too
+    long or too deeply nested.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(_("The text is too long: at most %(most)s characters.") % {"most": MAX_CHARACTERS})
-    env = {"docId": prefix.rstrip("-"), "prefix": prefix} if prefix else {}
-    raw = PARSERS[target].render(text, env)
+    env: dict[str, Any] = {"docId": prefix.rstrip("-"), "prefix": prefix} if prefix else {}
+    parser = PARSERS[target]
+    raw = str(parser.renderer.render(_parse(text, target, env), parser.options, env))
     return CLEANERS[target](TASK.sub(_checkbox, raw))
+
+
+def validate(text: str) -> None:
+    """Raise ValidationError on a text that `render` would refuse."""
+    try:
+        _parse(text)
+    except ValueError as error:
+        raise ValidationError(str(error)) from error
 
 
 def render_post(text: str) -> Rendered:
     """Return what a post stores of its Markdown."""
-    plain = plain_words(text)
+    tokens = _parse(text)
+    plain = _plain_words(tokens)
     minutes = max(1, round(len(plain.split()) / WORDS_A_MINUTE))
-    return Rendered(render(text), plain, _excerpt(text), minutes)
+    return Rendered(render(text), plain, _excerpt(tokens), minutes)
 
 
-def _excerpt(text: str) -> str:
+def _parse(text: str, target: str = "email", env: dict[str, Any] | None = None) -> list[Token]:
+    """Parse `text`, refusing one that would cost a reader of it seconds: the parser and sanitiser slow with depth."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(_("The text is too long: at most %(most)s characters.") % {"most": MAX_CHARACTERS})
+    tokens = PARSERS[target].parse(text, {} if env is None else env)
+    if _depth(tokens) > MAX_NESTING:
+        raise ValueError(_("The text is nested too deeply: at most %(most)s levels.") % {"most": MAX_NESTING})
+    return tokens
+
+
+def _depth(tokens: Sequence[Token]) -> int:
+    """Return how deep the marks of a text nest, or its raw tags, whichever is deeper."""
+    leaves = [leaf for token in tokens for leaf in (token, *(token.children or ()))]
+    raw = deepest = 0
+    for found in (tag for leaf in leaves if leaf.type.startswith("html_") for tag in RAW_TAG.finditer(leaf.content)):
+        if found[2].lower() not in SHALLOW:
+            raw = max(0, raw - 1) if found[1] else raw + 1
+            deepest = max(deepest, raw)
+    return max(deepest, max((leaf.level for leaf in leaves), default=0))
+
+
+def _excerpt(tokens: Sequence[Token]) -> str:
     """Return how the prose of a text begins: without headings and code, cut between two words."""
-    tokens = PARSERS["email"].parse(text, {})
     prose = [_words(inline) for opening, inline in pairwise(tokens) if opening.type == "paragraph_open"]
     return Truncator(" ".join(filter(None, prose))).words(EXCERPT_WORDS)
 
 
-def plain_words(text: str) -> str:
-    """Return the words of Markdown `text`, code included, a block a line."""
-    blocks = PARSERS["email"].parse(text, {})
-    lines = [_words(token) for token in blocks if token.type in ("inline", "fence", "code_block")]
+def _plain_words(tokens: Sequence[Token]) -> str:
+    """Return the words of a text, code included, a block a line."""
+    lines = [_words(token) for token in tokens if token.type in ("inline", "fence", "code_block")]
     return "\n".join(filter(None, lines))
 
 
 def render_text(text: str) -> str:
     """Return Markdown `text` as plain text that reads well in a mail, wrapped at 72 columns but for code and links."""
-    root = SyntaxTreeNode(PARSERS["email"].parse(text, {}))
+    root = SyntaxTreeNode(_parse(text))
     return _blocks(root.children, TEXT_WIDTH).strip()
 
 
@@ -151,7 +187,7 @@ def _raw(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: 
 
 
 def _permalink(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-    opening = next(token for token in reversed(tokens[:index]) if token.type == "heading_open")
+    opening = tokens[index - 2]  # its only child stands between: the inline token
     link = f'<a class="anchor" href="#{opening.attrGet("id")}" aria-label="{_("Link to this section")}">#</a>'
     return f" {link}{renderer.renderToken(tokens, index, options, env)}"
 
@@ -222,13 +258,13 @@ def _set_size(token: Token, *, most: int | None) -> None:
 
 def _size(src: str) -> tuple[int, int] | None:
     """Return the width and height in pixels of one of our own images, None of any other."""
-    path = urlsplit(src.removeprefix(settings.SITE_URL)).path
-    if not path.startswith(settings.MEDIA_URL):
-        return None
     try:
+        path = urlsplit(src.removeprefix(settings.SITE_URL)).path
+        if not path.startswith(settings.MEDIA_URL):
+            return None
         with default_storage.open(path.removeprefix(settings.MEDIA_URL)) as file, Image.open(file) as image:
             return image.size
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+    except (OSError, UnidentifiedImageError, ValueError, SuspiciousFileOperation, Image.DecompressionBombError):
         return None
 
 

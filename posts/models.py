@@ -288,9 +288,16 @@ class Post(models.Model):
     def clean(self) -> None:
         if self.status in (self.Status.SCHEDULED, self.Status.PUBLISHED) and not self.published_at:
             self.published_at = timezone.now()
+        self._check_body()
         if self.cover and not self.cover_alt:
             raise ValidationError({"cover_alt": _("Say what the cover shows, for those who can't see it.")})
         self._check_move()
+
+    def _check_body(self) -> None:
+        try:
+            markdown.validate(self.body)
+        except ValidationError as error:
+            raise ValidationError({"body": error.messages}) from error
 
     def _check_move(self) -> None:
         old = Post.objects.filter(pk=self.pk).values_list("status", flat=True).first()
