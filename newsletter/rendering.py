@@ -29,11 +29,11 @@ INLINER = css_inline.CSSInliner(keep_at_rules=True, keep_style_tags=False, load_
 def render_issue(issue: Issue, *, date: dt.datetime | None = None) -> dict[str, Any]:
     """Return the JSON-able source of an issue; every copy of it, and the page “view in browser”, is made of this."""
     holes = message.Holes(issue.pk)
-    subject, context = holes.replace(issue.subject), _context(issue, holes)
+    context = _context(issue, holes)
     return {
         **_identity(issue, context["publication"]),
         "date": format_datetime((date or timezone.now()).astimezone(dt.UTC)),
-        "subject": subject,
+        "subject": context["subject"],
         "html": INLINER.inline(render_to_string("emails/issue/body.html", context)),
         "text": render_to_string("emails/issue/body.txt", context).strip() + "\n",
         "holes": holes.as_json(),
@@ -103,6 +103,7 @@ def _context(issue: Issue, holes: message.Holes) -> dict[str, Any]:
     return {
         "issue": issue,
         "publication": publication,
+        "subject": holes.replace(issue.subject),
         "preheader": holes.replace(issue.preheader),
         "introduction_html": markdown.render(introduction, target="email", prefix="intro-"),
         "introduction_text": markdown.render_text(introduction),

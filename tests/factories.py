@@ -16,7 +16,8 @@ def make_post(title: str = "On vacuum", body: str = "Tables *grow*.", **values: 
 
 
 def make_issue(*posts: Post, subject: str = "This week", **values: Any) -> Issue:
-    issue = Issue.objects.create(subject=subject, introduction="" if posts else "Hello.", **values)
+    values.setdefault("introduction", "" if posts else "Hello.")
+    issue = Issue.objects.create(subject=subject, **values)
     for position, post in enumerate(posts):
         IssuePost.objects.create(issue=issue, post=post, position=position)
     return issue

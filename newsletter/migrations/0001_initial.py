@@ -8,156 +8,337 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('posts', '0002_posts'),
-        ('subscribers', '0001_initial'),
+        ("posts", "0002_posts"),
+        ("subscribers", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Issue',
+            name="Issue",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('number', models.PositiveIntegerField(blank=True, help_text='Given when it is scheduled.', null=True, unique=True)),
-                ('subject', models.CharField(blank=True, max_length=200, validators=[django.core.validators.RegexValidator('[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]', "Line breaks and control characters can't stand in a mail header: please remove them.", inverse_match=True)])),
-                ('preheader', models.CharField(blank=True, max_length=200, validators=[django.core.validators.RegexValidator('[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]', "Line breaks and control characters can't stand in a mail header: please remove them.", inverse_match=True)])),
-                ('introduction', models.TextField(blank=True, help_text='Markdown, before the posts.')),
-                ('state', models.CharField(choices=[('draft', 'Draft'), ('scheduled', 'Scheduled'), ('frozen', 'Frozen'), ('sending', 'Sending'), ('paused', 'Paused'), ('completed', 'Completed'), ('completed_with_failures', 'Completed with failures'), ('needs_review', 'Needs review'), ('cancelled', 'Cancelled')], default='draft', max_length=24)),
-                ('due_at', models.DateTimeField(blank=True, null=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('source', models.JSONField(blank=True, default=dict, editable=False)),
-                ('source_sha256', models.CharField(blank=True, editable=False, max_length=64)),
-                ('prepared_at', models.DateTimeField(editable=False, null=True)),
-                ('candidates', models.PositiveIntegerField(editable=False, null=True)),
-                ('planned', models.PositiveIntegerField(editable=False, null=True)),
-                ('excluded', models.PositiveIntegerField(editable=False, null=True)),
-                ('started_at', models.DateTimeField(editable=False, null=True)),
-                ('completed_at', models.DateTimeField(editable=False, null=True)),
-                ('late', models.BooleanField(default=False, editable=False)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "number",
+                    models.PositiveIntegerField(
+                        blank=True, help_text="Given when it is scheduled.", null=True, unique=True
+                    ),
+                ),
+                (
+                    "subject",
+                    models.CharField(
+                        blank=True,
+                        max_length=200,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]",
+                                "Line breaks and control characters can't stand in a mail header: please remove them.",
+                                inverse_match=True,
+                            )
+                        ],
+                    ),
+                ),
+                (
+                    "preheader",
+                    models.CharField(
+                        blank=True,
+                        max_length=200,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]",
+                                "Line breaks and control characters can't stand in a mail header: please remove them.",
+                                inverse_match=True,
+                            )
+                        ],
+                    ),
+                ),
+                ("introduction", models.TextField(blank=True, help_text="Markdown, before the posts.")),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("draft", "Draft"),
+                            ("scheduled", "Scheduled"),
+                            ("frozen", "Frozen"),
+                            ("sending", "Sending"),
+                            ("paused", "Paused"),
+                            ("completed", "Completed"),
+                            ("completed_with_failures", "Completed with failures"),
+                            ("needs_review", "Needs review"),
+                            ("cancelled", "Cancelled"),
+                        ],
+                        default="draft",
+                        max_length=24,
+                    ),
+                ),
+                ("due_at", models.DateTimeField(blank=True, null=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("source", models.JSONField(blank=True, default=dict, editable=False)),
+                ("source_sha256", models.CharField(blank=True, editable=False, max_length=64)),
+                ("prepared_at", models.DateTimeField(editable=False, null=True)),
+                ("candidates", models.PositiveIntegerField(editable=False, null=True)),
+                ("planned", models.PositiveIntegerField(editable=False, null=True)),
+                ("excluded", models.PositiveIntegerField(editable=False, null=True)),
+                ("started_at", models.DateTimeField(editable=False, null=True)),
+                ("completed_at", models.DateTimeField(editable=False, null=True)),
+                ("late", models.BooleanField(default=False, editable=False)),
             ],
             options={
-                'ordering': ['-id'],
-                'permissions': [('send_issue', 'Can schedule, send, pause and cancel issues')],
+                "ordering": ["-id"],
+                "permissions": [("send_issue", "Can schedule, send, pause and cancel issues")],
             },
         ),
         migrations.CreateModel(
-            name='Slot',
+            name="Slot",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('local_date', models.DateField(unique=True)),
-                ('due_at', models.DateTimeField(db_index=True)),
-                ('state', models.CharField(choices=[('open', 'Open'), ('taken', 'Taken'), ('held', 'Held: nothing goes out on this date'), ('missed', 'Missed')], default='open', max_length=6)),
-                ('moved', models.BooleanField(default=False)),
-                ('warned_at', models.DateTimeField(blank=True, editable=False, null=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("local_date", models.DateField(unique=True)),
+                ("due_at", models.DateTimeField(db_index=True)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("open", "Open"),
+                            ("taken", "Taken"),
+                            ("held", "Held: nothing goes out on this date"),
+                            ("missed", "Missed"),
+                        ],
+                        default="open",
+                        max_length=6,
+                    ),
+                ),
+                ("moved", models.BooleanField(default=False)),
+                ("warned_at", models.DateTimeField(blank=True, editable=False, null=True)),
             ],
             options={
-                'ordering': ['due_at'],
+                "ordering": ["due_at"],
             },
         ),
         migrations.CreateModel(
-            name='Delivery',
+            name="Delivery",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('address', models.CharField(max_length=254)),
-                ('address_key', models.CharField(max_length=254)),
-                ('state', models.CharField(choices=[('pending', 'Waiting'), ('claimed', 'Claimed by a worker'), ('handing_over', 'Being handed over'), ('accepted', 'Sent'), ('deferred', 'Put off, will be tried again'), ('rejected', 'Rejected'), ('expired', 'Given up after repeated deferrals'), ('skipped', 'Skipped'), ('failed', 'Could not be rendered'), ('uncertain', 'Unknown: the connection died after the hand-over began'), ('uncertain_final', 'Unknown: nothing more can be found out')], default='pending', max_length=16)),
-                ('reason', models.CharField(blank=True, choices=[('paused', 'Paused'), ('suppressed', 'Suppressed'), ('unsubscribed', 'Left before his copy went'), ('erased', 'Erased'), ('cancelled', 'The issue was cancelled')], db_default='', default='', max_length=16)),
-                ('at_freeze', models.BooleanField(db_default=False, default=False, help_text='Excluded already at freeze')),
-                ('fence', models.PositiveIntegerField(db_default=0, default=0)),
-                ('lease_owner', models.CharField(blank=True, db_default='', default='', max_length=64)),
-                ('lease_until', models.DateTimeField(null=True)),
-                ('attempt', models.PositiveSmallIntegerField(db_default=0, default=0)),
-                ('next_attempt_at', models.DateTimeField(null=True)),
-                ('message_id', models.CharField(blank=True, db_default='', default='', max_length=200)),
-                ('render_sha256', models.CharField(blank=True, db_default='', default='', max_length=64)),
-                ('phase', models.CharField(blank=True, db_default='', default='', max_length=16)),
-                ('smtp_code', models.PositiveSmallIntegerField(null=True)),
-                ('enhanced_code', models.CharField(blank=True, db_default='', default='', max_length=12)),
-                ('reply_text', models.TextField(blank=True, db_default='', default='')),
-                ('accepted_at', models.DateTimeField(null=True)),
-                ('updated_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('subscriber', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='deliveries', to='subscribers.subscriber')),
-                ('issue', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='deliveries', to='newsletter.issue')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("address", models.CharField(max_length=254)),
+                ("address_key", models.CharField(max_length=254)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("pending", "Waiting"),
+                            ("claimed", "Claimed by a worker"),
+                            ("handing_over", "Being handed over"),
+                            ("accepted", "Sent"),
+                            ("deferred", "Put off, will be tried again"),
+                            ("rejected", "Rejected"),
+                            ("expired", "Given up after repeated deferrals"),
+                            ("skipped", "Skipped"),
+                            ("failed", "Could not be rendered"),
+                            ("uncertain", "Unknown: the connection died after the hand-over began"),
+                            ("uncertain_final", "Unknown: nothing more can be found out"),
+                        ],
+                        default="pending",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "reason",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("paused", "Paused"),
+                            ("suppressed", "Suppressed"),
+                            ("unsubscribed", "Left before his copy went"),
+                            ("erased", "Erased"),
+                            ("cancelled", "The issue was cancelled"),
+                        ],
+                        db_default="",
+                        default="",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "at_freeze",
+                    models.BooleanField(db_default=False, default=False, help_text="Excluded already at freeze"),
+                ),
+                ("fence", models.PositiveIntegerField(db_default=0, default=0)),
+                ("lease_owner", models.CharField(blank=True, db_default="", default="", max_length=64)),
+                ("lease_until", models.DateTimeField(null=True)),
+                ("attempt", models.PositiveSmallIntegerField(db_default=0, default=0)),
+                ("next_attempt_at", models.DateTimeField(null=True)),
+                ("message_id", models.CharField(blank=True, db_default="", default="", max_length=200)),
+                ("render_sha256", models.CharField(blank=True, db_default="", default="", max_length=64)),
+                ("phase", models.CharField(blank=True, db_default="", default="", max_length=16)),
+                ("smtp_code", models.PositiveSmallIntegerField(null=True)),
+                ("enhanced_code", models.CharField(blank=True, db_default="", default="", max_length=12)),
+                ("reply_text", models.TextField(blank=True, db_default="", default="")),
+                ("accepted_at", models.DateTimeField(null=True)),
+                ("updated_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "subscriber",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="deliveries",
+                        to="subscribers.subscriber",
+                    ),
+                ),
+                (
+                    "issue",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="deliveries",
+                        to="newsletter.issue",
+                    ),
+                ),
             ],
             options={
-                'verbose_name_plural': 'deliveries',
+                "verbose_name_plural": "deliveries",
             },
         ),
         migrations.CreateModel(
-            name='DeliveryEvent',
+            name="DeliveryEvent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(max_length=16)),
-                ('provider_id', models.CharField(max_length=200, unique=True)),
-                ('at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('detail', models.JSONField(default=dict)),
-                ('delivery', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='events', to='newsletter.delivery')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("kind", models.CharField(max_length=16)),
+                ("provider_id", models.CharField(max_length=200, unique=True)),
+                ("at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ("detail", models.JSONField(default=dict)),
+                (
+                    "delivery",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="events",
+                        to="newsletter.delivery",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='IssuePost',
+            name="IssuePost",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('position', models.PositiveSmallIntegerField(default=0)),
-                ('mode', models.CharField(choices=[('full', 'In full'), ('teaser', 'Teaser with a link')], default='full', max_length=6)),
-                ('issue', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='issue_posts', to='newsletter.issue')),
-                ('post', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='issue_posts', to='posts.post')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("position", models.PositiveSmallIntegerField(default=0)),
+                (
+                    "mode",
+                    models.CharField(
+                        choices=[("full", "In full"), ("teaser", "Teaser with a link")], default="full", max_length=6
+                    ),
+                ),
+                (
+                    "issue",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="issue_posts", to="newsletter.issue"
+                    ),
+                ),
+                (
+                    "post",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="issue_posts", to="posts.post"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['position', 'id'],
+                "ordering": ["position", "id"],
             },
         ),
         migrations.AddField(
-            model_name='issue',
-            name='posts',
-            field=models.ManyToManyField(related_name='issues', through='newsletter.IssuePost', to='posts.post'),
+            model_name="issue",
+            name="posts",
+            field=models.ManyToManyField(related_name="issues", through="newsletter.IssuePost", to="posts.post"),
         ),
         migrations.AddField(
-            model_name='issue',
-            name='slot',
-            field=models.OneToOneField(blank=True, error_messages={'unique': 'Another issue has taken this slot: choose another date.'}, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='issue', to='newsletter.slot'),
+            model_name="issue",
+            name="slot",
+            field=models.OneToOneField(
+                blank=True,
+                error_messages={"unique": "Another issue has taken this slot: choose another date."},
+                null=True,
+                on_delete=django.db.models.deletion.PROTECT,
+                related_name="issue",
+                to="newsletter.slot",
+            ),
         ),
         migrations.AddIndex(
-            model_name='delivery',
-            index=models.Index(condition=models.Q(('state__in', ['pending', 'deferred'])), fields=['issue', 'next_attempt_at', 'id'], name='delivery_claim'),
+            model_name="delivery",
+            index=models.Index(
+                condition=models.Q(("state__in", ["pending", "deferred"])),
+                fields=["issue", "next_attempt_at", "id"],
+                name="delivery_claim",
+            ),
         ),
         migrations.AddIndex(
-            model_name='delivery',
-            index=models.Index(condition=models.Q(('state__in', ['claimed', 'handing_over'])), fields=['lease_until'], name='delivery_lease'),
+            model_name="delivery",
+            index=models.Index(
+                condition=models.Q(("state__in", ["claimed", "handing_over"])),
+                fields=["lease_until"],
+                name="delivery_lease",
+            ),
         ),
         migrations.AddIndex(
-            model_name='delivery',
-            index=models.Index(fields=['address_key'], name='delivery_address'),
+            model_name="delivery",
+            index=models.Index(fields=["address_key"], name="delivery_address"),
         ),
         migrations.AddConstraint(
-            model_name='delivery',
-            constraint=models.UniqueConstraint(fields=('issue', 'subscriber'), name='one_copy_a_reader'),
+            model_name="delivery",
+            constraint=models.UniqueConstraint(fields=("issue", "subscriber"), name="one_copy_a_reader"),
         ),
         migrations.AddConstraint(
-            model_name='delivery',
-            constraint=models.UniqueConstraint(fields=('issue', 'address_key'), name='one_copy_an_address'),
+            model_name="delivery",
+            constraint=models.UniqueConstraint(fields=("issue", "address_key"), name="one_copy_an_address"),
         ),
         migrations.AddConstraint(
-            model_name='delivery',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('state', 'skipped'), _negated=True), models.Q(('reason', ''), _negated=True), _connector='OR'), name='skipped_has_reason'),
+            model_name="delivery",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("state", "skipped"), _negated=True),
+                    models.Q(("reason", ""), _negated=True),
+                    _connector="OR",
+                ),
+                name="skipped_has_reason",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='issuepost',
-            constraint=models.UniqueConstraint(fields=('issue', 'post'), name='post_once_an_issue'),
+            model_name="issuepost",
+            constraint=models.UniqueConstraint(fields=("issue", "post"), name="post_once_an_issue"),
         ),
         migrations.AddConstraint(
-            model_name='issue',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('state', 'scheduled'), _negated=True), models.Q(('due_at__isnull', False), ('number__isnull', False)), _connector='OR'), name='scheduled_has_instant'),
+            model_name="issue",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("state", "scheduled"), _negated=True),
+                    models.Q(("due_at__isnull", False), ("number__isnull", False)),
+                    _connector="OR",
+                ),
+                name="scheduled_has_instant",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='issue',
-            constraint=models.CheckConstraint(condition=models.Q(('prepared_at', None), ('candidates', django.db.models.expressions.CombinedExpression(models.F('planned'), '+', models.F('excluded'))), _connector='OR'), name='candidates_are_planned_or_excluded'),
+            model_name="issue",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("prepared_at", None),
+                    (
+                        "candidates",
+                        django.db.models.expressions.CombinedExpression(models.F("planned"), "+", models.F("excluded")),
+                    ),
+                    _connector="OR",
+                ),
+                name="candidates_are_planned_or_excluded",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='issue',
-            constraint=models.CheckConstraint(condition=models.Q(('state__in', ['draft', 'scheduled', 'cancelled']), ('prepared_at__isnull', False), _connector='OR'), name='sent_only_when_prepared'),
+            model_name="issue",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("state__in", ["draft", "scheduled", "cancelled"]), ("prepared_at__isnull", False), _connector="OR"
+                ),
+                name="sent_only_when_prepared",
+            ),
         ),
     ]

@@ -1,0 +1,205 @@
+"""The mail as bytes: what a parser reads of it, what a strict relay demands of it, and what hostile names can't do."""
+
+import email
+import email.policy
+import re
+from email.message import EmailMessage
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from newsletter import message, rendering
+from newsletter.models import IssuePost
+from posts.models import Publication
+from tests.factories import make_issue, make_post
+
+HEADERS = {
+    "Date", "Message-ID", "From", "To", "Subject", "MIME-Version", "Content-Type", "List-Id", "List-Unsubscribe",
+    "List-Unsubscribe-Post", "List-Archive", "List-Help", "Archived-At", "Feedback-ID", "Precedence",
+    "X-Auto-Response-Suppress",
+}  # fmt: skip
+HOSTILE = [
+    "日本語の名前", "😀🎉", "אבג\u202e", "x" * 300, "\"'<>&;", "Ada\r\nBcc: x@example.org", "Ada\u2028x", "a\x00b",
+    "=?utf-8?q?x?=", ".", "..", "", " ", "= =20 =\r\n", "\ud800", "{{ name }}", "</title><script>",
+]  # fmt: skip
+ODD = st.text(max_size=300) | st.sampled_from(HOSTILE)
+relaxed = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def source(**values: Any) -> dict[str, Any]:
+    holes = message.Holes(1)
+    name, address, url = holes.mark("name", "there"), holes.mark("address"), holes.mark("unsubscribe_url")
+    return {
+        "publication": "Query Notes", "from_name": "Ada, of Query Notes", "from_address": "author@example.org",
+        "reply_to": "", "list_id": "newsletter.example.org", "archive_url": "https://example.org/issues/",
+        "help_url": "https://example.org/preferences/", "web_url": "https://example.org/issues/view/x/",
+        "feedback_id": "1:newsletter:issue:exampleorg", "date": "Mon, 23 Nov 2026 09:00:00 +0000",
+        "subject": f"Hello {name}, this week",
+        "html": f"<p>Hello {name},</p>\n.\n..dots\n<p title=\"{name}\">{'long ' * 60}é{address} =</p> \n"
+        f'<a href="{url}">out</a>',
+        "text": f"Hello {name},\n\n.\n.leading dot\ntrailing space \nFrom here = there\n{url}\n{address}\n",
+        "holes": holes.as_json(), **values,
+    }  # fmt: skip
+
+
+def values(name: str = "Ada", address: str = "ada@example.org") -> message.Values:
+    return message.Values(address, name, UUID(int=7), message.message_id(1, 2, "example.org"))
+
+
+def parse(content: bytes) -> EmailMessage:
+    parsed = email.message_from_bytes(content, policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    return parsed
+
+
+def part(parsed: EmailMessage, kind: str) -> str:
+    body = parsed.get_body(preferencelist=(kind,))
+    assert body is not None
+    return str(body.get_content()).replace("\r\n", "\n")
+
+
+def shown(name: str) -> str:
+    """A name as a reader sees it: in one line, without controls."""
+    return " ".join(message.clean(name).split()) or "there"
+
+
+@given(name=ODD)
+@relaxed
+def test_a_parser_reads_what_plain_replacement_would_give(name: str) -> None:
+    template = message.Template(source())
+    parsed = parse(template.fill(values(name)))
+    assert part(parsed, "plain") == template.text(values(name))
+    assert part(parsed, "html").rstrip("\n") == template.html(values(name))
+    assert shown(name) in part(parsed, "plain")
+    assert not parsed.defects
+
+
+@given(name=ODD)
+@relaxed
+def test_the_subject_survives_in_words(name: str) -> None:
+    parsed = parse(message.Template(source()).fill(values(name)))
+    assert str(parsed["Subject"]).split() == f"Hello {shown(name)}, this week".split()
+
+
+@given(name=ODD)
+@relaxed
+def test_every_line_is_short_plain_and_needs_no_dot_stuffing(name: str) -> None:
+    content = message.Template(source()).fill(values(name))
+    assert content.isascii()
+    assert content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
+    head, _blank, body = content.partition(b"\r\n\r\n")
+    assert max(map(len, body.split(b"\r\n"))) <= 76
+    assert max(map(len, head.split(b"\r\n"))) <= 998
+    assert not any(line.startswith(b".") for line in content.split(b"\r\n"))
+    assert all(len(word) <= 75 for word in re.findall(rb"=\?[^ ]*\?=", head))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_adds_no_header_and_no_recipient(name: str) -> None:
+    parsed = parse(message.Template(source(from_name=name, publication=name)).fill(values(name)))
+    assert sorted(parsed.keys()) == sorted(HEADERS)
+    assert parsed["To"] == "ada@example.org"
+    assert parsed["From"].addresses[0].addr_spec == "author@example.org"
+
+
+def test_two_fills_are_the_same_bytes() -> None:
+    once, again = message.Template(source()), message.Template(source())
+    assert once.fill(values()) == once.fill(values()) == again.fill(values())
+
+
+def test_no_value_of_one_reader_is_left_in_the_next_mail() -> None:
+    template = message.Template(source())
+    for n in range(200):
+        content = template.fill(values(f"Name{n}x", f"reader{n}@example.org"))
+        assert set(re.findall(rb"Name(\d+)x", content)) == {str(n).encode()}
+
+
+def test_one_click_unsubscribe_is_announced() -> None:
+    parsed = parse(message.Template(source()).fill(values()))
+    assert parsed["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    assert re.fullmatch(r"<http://\S+/u/00000000-0000-0000-0000-000000000007/>", parsed["List-Unsubscribe"])
+
+
+def test_a_message_id_tells_nothing_and_stays_the_same() -> None:
+    ids = {message.message_id(issue, reader, "example.org") for issue in (1, 2) for reader in (1, 2)}
+    assert len(ids) == 4
+    assert message.message_id(1, 1, "example.org") in ids
+
+
+def test_bounces_come_home_to_an_address_of_the_copy(settings: Any) -> None:
+    template = message.Template(source())
+    assert template.envelope_sender(1, 2) == "author@example.org"
+    settings.BOUNCE_DOMAIN = "bounces.example.org"
+    senders = {template.envelope_sender(1, n) for n in range(50)}
+    assert len(senders) == 50
+    assert all(re.fullmatch(r"b-[a-z2-7]+-[a-z2-7]{12}@bounces\.example\.org", sender) for sender in senders)
+    assert all(len(sender.partition("@")[0]) <= 64 for sender in senders)
+
+
+@given(text=st.text(max_size=400))
+def test_quoted_printable_is_read_back(text: str) -> None:
+    text = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
+    raw = b"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+    parsed = email.message_from_bytes(raw + message.quoted_printable(text))
+    decoded = parsed.get_payload(decode=True)
+    assert isinstance(decoded, bytes)
+    assert decoded.decode().replace("\r\n", "\n") == text
+
+
+# The issue as the renderer makes it
+
+
+@pytest.fixture
+def filled(publication: Publication) -> Any:
+    def fill(**issue_values: Any) -> EmailMessage:
+        post = make_post(
+            title="On vacuum",
+            body="See [it](/posts/x/) and `{{ name }}`.\n\n![A](/media/a.png)\n\n# T\n\n|a|\n|-|\n|1|\n",
+        )
+        teased = make_post(title="An older one", body="Once upon a time. " * 30)
+        issue = make_issue(post, number=3, **issue_values)
+        IssuePost.objects.create(issue=issue, post=teased, position=1, mode=IssuePost.Mode.TEASER)
+        return parse(message.Template(rendering.render_issue(issue)).fill(values()))
+
+    return fill
+
+
+def test_an_issue_has_both_parts_with_the_same_ways_out(filled: Any) -> None:
+    parsed = filled()
+    for kind in ("plain", "html"):
+        content = part(parsed, kind)
+        for needed in ("On vacuum", "An older one", "1 Example Street", "/u/00000000", "/preferences/", "/privacy/"):
+            assert needed in content, (kind, needed)
+    assert "Once upon a time. " * 30 not in part(parsed, "html")
+
+
+def test_the_name_stands_where_the_author_put_it_and_nowhere_else(filled: Any) -> None:
+    parsed = filled(
+        subject="For {{ name|you }}", introduction="Hello {{name|there}}, {{ settings.SECRET_KEY }} {% load x %}"
+    )
+    assert parsed["Subject"] == "For Ada"
+    html = part(parsed, "html")
+    assert "Hello Ada, {{ settings.SECRET_KEY }} {% load x %}" in html
+    assert "{{ name }}</code>" in html
+
+
+def test_links_and_images_are_whole_addresses(filled: Any) -> None:
+    html = part(filled(), "html")
+    assert not re.findall(r'(?:href|src)="/', html)
+
+
+def test_the_html_has_nothing_that_mail_programs_refuse(filled: Any) -> None:
+    html = part(filled(), "html")
+    for refused in ("<script", "<form", "<iframe", "<link", "@import", "display:none", "display: none"):
+        assert refused not in html
+    assert 'lang="en"' in html
+    assert "prefers-color-scheme" in html
+
+
+def test_a_mark_can_not_be_written_by_an_author(publication: Publication) -> None:
+    issue = make_issue(introduction="holeaaaaaaaaaaaan0e")
+    template = message.Template(rendering.render_issue(issue))
+    assert "holeaaaaaaaaaaaan0e" in template.html(values())
