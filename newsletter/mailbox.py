@@ -155,9 +155,7 @@ class Server:
 
     def __init__(self, smtp_port: int, http_port: int) -> None:
         self.mailbox = Mailbox()
-        self.smtp = Controller(
-            self.mailbox, hostname="127.0.0.1", port=smtp_port, server_kwargs={"data_size_limit": 2**25}
-        )
+        self.smtp = Controller(self.mailbox, hostname="127.0.0.1", port=smtp_port, data_size_limit=2**25)
         page = type("BoundPage", (Page,), {"mailbox": self.mailbox})
         self.http = ThreadingHTTPServer(("127.0.0.1", http_port), page)
 
