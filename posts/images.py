@@ -55,6 +55,8 @@ def _decode(data: bytes) -> Image.Image:
         upright = upright.convert("RGBA" if upright.mode in ("P", "LA", "RGBA") else "RGB")
         upright = upright.resize((WIDEST, round(upright.height * WIDEST / upright.width)), Image.Resampling.LANCZOS)
     upright.format = kind
+    # Comments, places and camera names would be written again from here.
+    upright.info = {key: value for key, value in upright.info.items() if key == "transparency"}
     return upright
 
 

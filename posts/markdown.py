@@ -71,6 +71,7 @@ ATTRIBUTES = {
 # Mail has no stylesheet that every reader keeps, so there colours and alignment stand in the text.
 STYLED = {tag: ATTRIBUTES.get(tag, set()) | {"style"} for tag in ("span", "td", "th")}
 STYLE_PROPERTIES = {"color", "background-color", "font-weight", "font-style", "text-align", "text-decoration"}
+PLAIN_STYLE = re.compile(r"[\w\s#:;,.%-]*")
 SCHEMES = {"http", "https", "mailto"}
 
 
@@ -293,16 +294,25 @@ def _cleaner(target: str) -> Callable[[str], str]:
         url_schemes=SCHEMES,
         link_rel="noopener noreferrer",
         filter_style_properties=STYLE_PROPERTIES if mail else set(),
-        attribute_filter=_absolute if mail else None,
+        attribute_filter=_mail_attribute if mail else None,
     )
     return cleaner.clean
 
 
-def _absolute(tag: str, attribute: str, value: str) -> str | None:
+def _mail_attribute(tag: str, attribute: str, value: str) -> str | None:
+    """Make addresses whole, and drop a style with more than plain values: the sanitiser looks at their names only."""
+    if attribute == "style":
+        return value if PLAIN_STYLE.fullmatch(value) else None
+    return _absolute(value) if attribute in ("href", "src") else value
+
+
+def _absolute(address: str) -> str:
     """Make an address of our own whole: a mail has no page to be relative to."""
-    if attribute in ("href", "src") and not value.startswith("#") and not urlsplit(value).scheme:
-        return urljoin(f"{settings.SITE_URL}/", value)
-    return value
+    try:
+        own = not address.startswith("#") and not urlsplit(address).scheme
+        return urljoin(f"{settings.SITE_URL}/", address) if own else address
+    except ValueError:  # an address that can't be read is left as it is
+        return address
 
 
 WEB_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
@@ -349,7 +359,9 @@ def _words(token: Token) -> str:
 
 
 def _blocks(nodes: Sequence[SyntaxTreeNode], width: int) -> str:
-    return "\n\n".join(filter(None, (_block(node, width) for node in nodes)))
+    # The parser hides the paragraphs of a tight list: what follows one stands right below it.
+    gap = "\n" if any(node.type == "paragraph" and node.hidden for node in nodes) else "\n\n"
+    return gap.join(filter(None, (_block(node, width) for node in nodes)))
 
 
 def _block(node: SyntaxTreeNode, width: int) -> str:
@@ -390,7 +402,7 @@ AROUND = {"em": "_", "strong": "*", "s": "~"}
 
 
 def _link(text: str, href: str) -> str:
-    url = _absolute("a", "href", href) or href
+    url = _absolute(href)
     return url if text and url.endswith(text) else f"{text} <{url}>"
 
 

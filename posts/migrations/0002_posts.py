@@ -11,114 +11,281 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('posts', '0001_extensions'),
+        ("posts", "0001_extensions"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Post',
+            name="Post",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('title', models.CharField(max_length=200)),
-                ('subtitle', models.CharField(blank=True, max_length=300)),
-                ('slug', models.SlugField(blank=True, error_messages={'unique': 'Another post has this address: choose a different slug.'}, max_length=200, unique=True)),
-                ('body', models.TextField(blank=True, help_text='Markdown')),
-                ('excerpt', models.TextField(blank=True, help_text='Left empty, it is taken from the text.')),
-                ('cover', models.ImageField(blank=True, upload_to='covers/%Y')),
-                ('cover_alt', models.CharField(blank=True, max_length=300, verbose_name="cover's alt text")),
-                ('canonical_url', models.URLField(blank=True, help_text='Where the text first appeared, if elsewhere.')),
-                ('meta_description', models.CharField(blank=True, max_length=300)),
-                ('status', models.CharField(choices=[('draft', 'Draft'), ('scheduled', 'Scheduled'), ('published', 'Published'), ('withdrawn', 'Withdrawn')], default='draft', max_length=10)),
-                ('visibility', models.CharField(choices=[('public', 'Public'), ('unlisted', 'Unlisted: only by its address'), ('email_only', 'E-mail only')], default='public', max_length=10)),
-                ('published_at', models.DateTimeField(blank=True, db_index=True, null=True)),
-                ('ready', models.BooleanField(default=False, verbose_name='ready for the next issue')),
-                ('source', models.CharField(blank=True, db_index=True, editable=False, max_length=300)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
-                ('body_html', models.TextField(default='', editable=False)),
-                ('body_text', models.TextField(default='', editable=False)),
-                ('derived_excerpt', models.TextField(default='', editable=False)),
-                ('reading_minutes', models.PositiveSmallIntegerField(default=1, editable=False)),
-                ('search', models.GeneratedField(db_persist=True, expression=django.contrib.postgres.search.CombinedSearchVector(django.contrib.postgres.search.CombinedSearchVector(django.contrib.postgres.search.SearchVector(posts.search.Unaccent(models.F('title')), config='english', weight='A'), '||', django.contrib.postgres.search.SearchVector(posts.search.Unaccent(models.F('subtitle')), config='english', weight='B'), django.contrib.postgres.search.SearchConfig('english')), '||', django.contrib.postgres.search.SearchVector(posts.search.Unaccent(models.F('body_text')), config='english', weight='C'), django.contrib.postgres.search.SearchConfig('english')), output_field=django.contrib.postgres.search.SearchVectorField())),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("title", models.CharField(max_length=200)),
+                ("subtitle", models.CharField(blank=True, max_length=300)),
+                (
+                    "slug",
+                    models.SlugField(
+                        blank=True,
+                        error_messages={"unique": "Another post has this address: choose a different slug."},
+                        max_length=200,
+                        unique=True,
+                    ),
+                ),
+                ("body", models.TextField(blank=True, help_text="Markdown")),
+                ("excerpt", models.TextField(blank=True, help_text="Left empty, it is taken from the text.")),
+                ("cover", models.ImageField(blank=True, upload_to="covers/%Y")),
+                ("cover_alt", models.CharField(blank=True, max_length=300, verbose_name="cover's alt text")),
+                (
+                    "canonical_url",
+                    models.URLField(blank=True, help_text="Where the text first appeared, if elsewhere."),
+                ),
+                ("meta_description", models.CharField(blank=True, max_length=300)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("draft", "Draft"),
+                            ("scheduled", "Scheduled"),
+                            ("published", "Published"),
+                            ("withdrawn", "Withdrawn"),
+                        ],
+                        default="draft",
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "visibility",
+                    models.CharField(
+                        choices=[
+                            ("public", "Public"),
+                            ("unlisted", "Unlisted: only by its address"),
+                            ("email_only", "E-mail only"),
+                        ],
+                        default="public",
+                        max_length=10,
+                    ),
+                ),
+                ("published_at", models.DateTimeField(blank=True, db_index=True, null=True)),
+                ("ready", models.BooleanField(default=False, verbose_name="ready for the next issue")),
+                ("source", models.CharField(blank=True, db_index=True, editable=False, max_length=300)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("updated_at", models.DateTimeField(auto_now=True)),
+                ("body_html", models.TextField(default="", editable=False)),
+                ("body_text", models.TextField(default="", editable=False)),
+                ("derived_excerpt", models.TextField(default="", editable=False)),
+                ("reading_minutes", models.PositiveSmallIntegerField(default=1, editable=False)),
+                (
+                    "search",
+                    models.GeneratedField(
+                        db_persist=True,
+                        expression=django.contrib.postgres.search.CombinedSearchVector(
+                            django.contrib.postgres.search.CombinedSearchVector(
+                                django.contrib.postgres.search.SearchVector(
+                                    posts.search.Unaccent(models.F("title")), config="english", weight="A"
+                                ),
+                                "||",
+                                django.contrib.postgres.search.SearchVector(
+                                    posts.search.Unaccent(models.F("subtitle")), config="english", weight="B"
+                                ),
+                                django.contrib.postgres.search.SearchConfig("english"),
+                            ),
+                            "||",
+                            django.contrib.postgres.search.SearchVector(
+                                posts.search.Unaccent(models.F("body_text")), config="english", weight="C"
+                            ),
+                            django.contrib.postgres.search.SearchConfig("english"),
+                        ),
+                        output_field=django.contrib.postgres.search.SearchVectorField(),
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-published_at', '-id'],
+                "ordering": ["-published_at", "-id"],
             },
         ),
         migrations.CreateModel(
-            name='Tag',
+            name="Tag",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=60, unique=True)),
-                ('slug', models.SlugField(max_length=60, unique=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=60, unique=True)),
+                ("slug", models.SlugField(max_length=60, unique=True)),
             ],
             options={
-                'ordering': ['name'],
+                "ordering": ["name"],
             },
         ),
         migrations.CreateModel(
-            name='FeaturedPost',
+            name="FeaturedPost",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('position', models.PositiveSmallIntegerField(default=0)),
-                ('post', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, related_name='featured', to='posts.post')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("position", models.PositiveSmallIntegerField(default=0)),
+                (
+                    "post",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="featured", to="posts.post"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['position', 'id'],
+                "ordering": ["position", "id"],
             },
         ),
         migrations.CreateModel(
-            name='Publication',
+            name="Publication",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(default='My newsletter', max_length=100, validators=[django.core.validators.RegexValidator('[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]', "Line breaks and control characters can't stand in a mail header: please remove them.", inverse_match=True)])),
-                ('tagline', models.CharField(blank=True, max_length=200)),
-                ('byline', models.CharField(blank=True, help_text='Who writes it.', max_length=100, verbose_name='author')),
-                ('about', models.TextField(blank=True, help_text='Markdown, shown on the page /about/.')),
-                ('avatar', models.ImageField(blank=True, upload_to='avatar')),
-                ('social_links', models.TextField(blank=True, help_text='One a line: a label, a space, the address.', validators=[posts.models.validate_social_links])),
-                ('accent_color', models.CharField(default='#0f6b5c', max_length=7, validators=[django.core.validators.RegexValidator('^#[0-9a-fA-F]{6}\\Z', 'Write the colour as #0f6b5c.')])),
-                ('sender_name', models.CharField(blank=True, max_length=100, validators=[django.core.validators.RegexValidator('[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]', "Line breaks and control characters can't stand in a mail header: please remove them.", inverse_match=True)])),
-                ('sender_address', models.EmailField(default='newsletter@example.com', max_length=254, validators=[django.core.validators.EmailValidator()])),
-                ('reply_to', models.EmailField(blank=True, max_length=254)),
-                ('postal_address', models.TextField(blank=True, help_text='Stands at the foot of every issue; the law asks for it, so nothing is sent without it.')),
-                ('send_weekday', models.PositiveSmallIntegerField(choices=[(0, 'Monday'), (1, 'Tuesday'), (2, 'Wednesday'), (3, 'Thursday'), (4, 'Friday'), (5, 'Saturday'), (6, 'Sunday')], default=0)),
-                ('send_time', models.TimeField(default=datetime.time(9, 0))),
-                ('time_zone', models.CharField(default='Europe/London', help_text='IANA name', max_length=64, validators=[posts.models.validate_time_zone])),
-                ('catch_up_hours', models.PositiveSmallIntegerField(default=12, help_text='A slot missed by more than this is never sent late by itself.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(144)])),
-                ('language', models.CharField(choices=[('en', 'English'), ('de', 'Deutsch')], default='en', max_length=10)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "name",
+                    models.CharField(
+                        default="My newsletter",
+                        max_length=100,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]",
+                                "Line breaks and control characters can't stand in a mail header: please remove them.",
+                                inverse_match=True,
+                            )
+                        ],
+                    ),
+                ),
+                ("tagline", models.CharField(blank=True, max_length=200)),
+                (
+                    "byline",
+                    models.CharField(blank=True, help_text="Who writes it.", max_length=100, verbose_name="author"),
+                ),
+                ("about", models.TextField(blank=True, help_text="Markdown, shown on the page /about/.")),
+                ("avatar", models.ImageField(blank=True, upload_to="avatar")),
+                (
+                    "social_links",
+                    models.TextField(
+                        blank=True,
+                        help_text="One a line: a label, a space, the address.",
+                        validators=[posts.models.validate_social_links],
+                    ),
+                ),
+                (
+                    "accent_color",
+                    models.CharField(
+                        default="#0f6b5c",
+                        max_length=7,
+                        validators=[
+                            django.core.validators.RegexValidator("^#[0-9a-fA-F]{6}\\Z", "Write the colour as #0f6b5c.")
+                        ],
+                    ),
+                ),
+                (
+                    "sender_name",
+                    models.CharField(
+                        blank=True,
+                        max_length=100,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "[\\x00-\\x08\\x0a-\\x1f\\x7f\\u0085\\u2028\\u2029]",
+                                "Line breaks and control characters can't stand in a mail header: please remove them.",
+                                inverse_match=True,
+                            )
+                        ],
+                    ),
+                ),
+                (
+                    "sender_address",
+                    models.EmailField(
+                        default="newsletter@example.com",
+                        max_length=254,
+                        validators=[django.core.validators.EmailValidator()],
+                    ),
+                ),
+                ("reply_to", models.EmailField(blank=True, max_length=254)),
+                (
+                    "postal_address",
+                    models.TextField(
+                        blank=True,
+                        help_text="Stands at the foot of every issue; the law asks for it, so nothing is sent without it.",
+                    ),
+                ),
+                (
+                    "send_weekday",
+                    models.PositiveSmallIntegerField(
+                        choices=[
+                            (0, "Monday"),
+                            (1, "Tuesday"),
+                            (2, "Wednesday"),
+                            (3, "Thursday"),
+                            (4, "Friday"),
+                            (5, "Saturday"),
+                            (6, "Sunday"),
+                        ],
+                        default=0,
+                    ),
+                ),
+                ("send_time", models.TimeField(default=datetime.time(9, 0))),
+                (
+                    "time_zone",
+                    models.CharField(
+                        default="Europe/London",
+                        help_text="IANA name",
+                        max_length=64,
+                        validators=[posts.models.validate_time_zone],
+                    ),
+                ),
+                (
+                    "catch_up_hours",
+                    models.PositiveSmallIntegerField(
+                        default=12,
+                        help_text="A slot missed by more than this is never sent late by itself.",
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(144),
+                        ],
+                    ),
+                ),
+                (
+                    "language",
+                    models.CharField(choices=[("en", "English"), ("de", "Deutsch")], default="en", max_length=10),
+                ),
             ],
             options={
-                'constraints': [models.CheckConstraint(condition=models.Q(('pk', 1)), name='one_publication')],
+                "constraints": [models.CheckConstraint(condition=models.Q(("pk", 1)), name="one_publication")],
             },
         ),
         migrations.CreateModel(
-            name='Redirect',
+            name="Redirect",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('path', models.CharField(max_length=500, unique=True)),
-                ('post', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='redirects', to='posts.post')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("path", models.CharField(max_length=500, unique=True)),
+                (
+                    "post",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="redirects", to="posts.post"
+                    ),
+                ),
             ],
         ),
         migrations.AddField(
-            model_name='post',
-            name='tags',
-            field=models.ManyToManyField(blank=True, related_name='posts', to='posts.tag'),
+            model_name="post",
+            name="tags",
+            field=models.ManyToManyField(blank=True, related_name="posts", to="posts.tag"),
         ),
         migrations.AddIndex(
-            model_name='post',
-            index=django.contrib.postgres.indexes.GinIndex(fields=['search'], name='post_search'),
+            model_name="post",
+            index=django.contrib.postgres.indexes.GinIndex(fields=["search"], name="post_search"),
         ),
         migrations.AddIndex(
-            model_name='post',
-            index=django.contrib.postgres.indexes.GinIndex(fields=['title'], name='post_title_trgm', opclasses=['gin_trgm_ops']),
+            model_name="post",
+            index=django.contrib.postgres.indexes.GinIndex(
+                fields=["title"], name="post_title_trgm", opclasses=["gin_trgm_ops"]
+            ),
         ),
         migrations.AddConstraint(
-            model_name='post',
-            constraint=models.CheckConstraint(condition=models.Q(('status__in', ['draft', 'withdrawn']), ('published_at__isnull', False), _connector='OR'), name='published_has_date', violation_error_message='A scheduled or published post needs a date.'),
+            model_name="post",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("status__in", ["draft", "withdrawn"]), ("published_at__isnull", False), _connector="OR"
+                ),
+                name="published_has_date",
+                violation_error_message="A scheduled or published post needs a date.",
+            ),
         ),
     ]

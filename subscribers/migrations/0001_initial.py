@@ -7,94 +7,191 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Suppression',
+            name="Suppression",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('address_hash', models.BinaryField(max_length=32, unique=True)),
-                ('reason', models.CharField(choices=[('bounced', 'Hard bounce'), ('complained', 'Complained'), ('asked', 'Asked never to be mailed'), ('manual', 'Set by the author')], max_length=10)),
-                ('note', models.CharField(blank=True, max_length=300)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("address_hash", models.BinaryField(max_length=32, unique=True)),
+                (
+                    "reason",
+                    models.CharField(
+                        choices=[
+                            ("bounced", "Hard bounce"),
+                            ("complained", "Complained"),
+                            ("asked", "Asked never to be mailed"),
+                            ("manual", "Set by the author"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                ("note", models.CharField(blank=True, max_length=300)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
             ],
         ),
         migrations.CreateModel(
-            name='Subscriber',
+            name="Subscriber",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('address', models.EmailField(max_length=254)),
-                ('key', models.CharField(editable=False, max_length=254, unique=True)),
-                ('address_hash', models.BinaryField(db_index=True, max_length=32)),
-                ('name', models.CharField(blank=True, max_length=100)),
-                ('status', models.CharField(choices=[('pending', 'Pending: not confirmed yet'), ('active', 'Active'), ('unsubscribed', 'Unsubscribed'), ('erased', 'Erased')], default='pending', max_length=12)),
-                ('suppressed', models.BooleanField(default=False, editable=False)),
-                ('paused_until', models.DateTimeField(blank=True, null=True)),
-                ('unsubscribe_id', models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
-                ('source', models.CharField(blank=True, max_length=100)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('confirmed_at', models.DateTimeField(blank=True, null=True)),
-                ('unsubscribed_at', models.DateTimeField(blank=True, null=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("address", models.EmailField(max_length=254)),
+                ("key", models.CharField(editable=False, max_length=254, unique=True)),
+                ("address_hash", models.BinaryField(db_index=True, max_length=32)),
+                ("name", models.CharField(blank=True, max_length=100)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("pending", "Pending: not confirmed yet"),
+                            ("active", "Active"),
+                            ("unsubscribed", "Unsubscribed"),
+                            ("erased", "Erased"),
+                        ],
+                        default="pending",
+                        max_length=12,
+                    ),
+                ),
+                ("suppressed", models.BooleanField(default=False, editable=False)),
+                ("paused_until", models.DateTimeField(blank=True, null=True)),
+                ("unsubscribe_id", models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
+                ("source", models.CharField(blank=True, max_length=100)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("confirmed_at", models.DateTimeField(blank=True, null=True)),
+                ("unsubscribed_at", models.DateTimeField(blank=True, null=True)),
             ],
             options={
-                'indexes': [models.Index(fields=['status'], name='subscriber_status'), models.Index(fields=['-created_at'], name='subscriber_created')],
-                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('status', 'active'), _negated=True), ('confirmed_at__isnull', False), _connector='OR'), name='active_is_confirmed')],
+                "indexes": [
+                    models.Index(fields=["status"], name="subscriber_status"),
+                    models.Index(fields=["-created_at"], name="subscriber_created"),
+                ],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("status", "active"), _negated=True),
+                            ("confirmed_at__isnull", False),
+                            _connector="OR",
+                        ),
+                        name="active_is_confirmed",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='MagicLink',
+            name="MagicLink",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('purpose', models.CharField(choices=[('preferences', 'Open the preferences'), ('undo', 'Undo an unsubscribe')], max_length=12)),
-                ('token_hash', models.BinaryField(max_length=32, unique=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('expires_at', models.DateTimeField()),
-                ('used_at', models.DateTimeField(null=True)),
-                ('revoked_at', models.DateTimeField(null=True)),
-                ('subscriber', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='magic_links', to='subscribers.subscriber')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "purpose",
+                    models.CharField(
+                        choices=[("preferences", "Open the preferences"), ("undo", "Undo an unsubscribe")],
+                        max_length=12,
+                    ),
+                ),
+                ("token_hash", models.BinaryField(max_length=32, unique=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("expires_at", models.DateTimeField()),
+                ("used_at", models.DateTimeField(null=True)),
+                ("revoked_at", models.DateTimeField(null=True)),
+                (
+                    "subscriber",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="magic_links",
+                        to="subscribers.subscriber",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Consent',
+            name="Consent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('requested', 'Asked to join'), ('confirmed', 'Confirmed'), ('imported', 'Imported with a stated consent'), ('unsubscribed', 'Left'), ('resubscribed', 'Came back'), ('changed', 'Changed something')], max_length=12)),
-                ('at', models.DateTimeField(auto_now_add=True)),
-                ('wording', models.TextField(blank=True)),
-                ('language', models.CharField(blank=True, max_length=10)),
-                ('page', models.CharField(blank=True, max_length=500)),
-                ('ip', models.GenericIPAddressField(blank=True, null=True)),
-                ('user_agent', models.CharField(blank=True, max_length=300)),
-                ('detail', models.JSONField(blank=True, default=dict)),
-                ('subscriber', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='consents', to='subscribers.subscriber')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("requested", "Asked to join"),
+                            ("confirmed", "Confirmed"),
+                            ("imported", "Imported with a stated consent"),
+                            ("unsubscribed", "Left"),
+                            ("resubscribed", "Came back"),
+                            ("changed", "Changed something"),
+                        ],
+                        max_length=12,
+                    ),
+                ),
+                ("at", models.DateTimeField(auto_now_add=True)),
+                ("wording", models.TextField(blank=True)),
+                ("language", models.CharField(blank=True, max_length=10)),
+                ("page", models.CharField(blank=True, max_length=500)),
+                ("ip", models.GenericIPAddressField(blank=True, null=True)),
+                ("user_agent", models.CharField(blank=True, max_length=300)),
+                ("detail", models.JSONField(blank=True, default=dict)),
+                (
+                    "subscriber",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="consents",
+                        to="subscribers.subscriber",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['at', 'id'],
+                "ordering": ["at", "id"],
             },
         ),
         migrations.CreateModel(
-            name='SystemMail',
+            name="SystemMail",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('confirm', 'Confirm your subscription'), ('welcome', 'Welcome'), ('already', 'You are subscribed already'), ('magic_link', 'Link to your preferences'), ('alert', 'Alert to the author')], max_length=12)),
-                ('address', models.EmailField(blank=True, help_text="For alerts: the author's address", max_length=254)),
-                ('context', models.JSONField(blank=True, default=dict)),
-                ('mailbox', models.CharField(blank=True, editable=False, max_length=254)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('due_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('attempts', models.PositiveSmallIntegerField(default=0)),
-                ('sent_at', models.DateTimeField(blank=True, null=True)),
-                ('failed_at', models.DateTimeField(blank=True, null=True)),
-                ('error', models.TextField(blank=True)),
-                ('subscriber', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='system_mail', to='subscribers.subscriber')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("confirm", "Confirm your subscription"),
+                            ("welcome", "Welcome"),
+                            ("already", "You are subscribed already"),
+                            ("magic_link", "Link to your preferences"),
+                            ("alert", "Alert to the author"),
+                        ],
+                        max_length=12,
+                    ),
+                ),
+                (
+                    "address",
+                    models.EmailField(blank=True, help_text="For alerts: the author's address", max_length=254),
+                ),
+                ("context", models.JSONField(blank=True, default=dict)),
+                ("mailbox", models.CharField(blank=True, editable=False, max_length=254)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("due_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ("attempts", models.PositiveSmallIntegerField(default=0)),
+                ("sent_at", models.DateTimeField(blank=True, null=True)),
+                ("failed_at", models.DateTimeField(blank=True, null=True)),
+                ("error", models.TextField(blank=True)),
+                (
+                    "subscriber",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="system_mail",
+                        to="subscribers.subscriber",
+                    ),
+                ),
             ],
             options={
-                'indexes': [models.Index(condition=models.Q(('failed_at', None), ('sent_at', None)), fields=['due_at'], name='system_mail_due'), models.Index(fields=['mailbox', 'created_at'], name='system_mail_throttle')],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("failed_at", None), ("sent_at", None)),
+                        fields=["due_at"],
+                        name="system_mail_due",
+                    ),
+                    models.Index(fields=["mailbox", "created_at"], name="system_mail_throttle"),
+                ],
             },
         ),
     ]

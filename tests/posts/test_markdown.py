@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import html5lib
 import pytest
@@ -75,8 +74,10 @@ def dangers(html: str, target: str) -> list[str]:
 
 
 def _harmless(address: str) -> bool:
-    bare = re.sub(r"[\x00-\x20]", "", address)
-    return urlsplit(bare).scheme.lower() in ("", "http", "https", "mailto")
+    # As the URL standard has it: control characters go at the ends, tabs and line ends everywhere.
+    bare = re.sub(r"[\t\n\r]", "", address.strip("".join(map(chr, range(33)))))
+    scheme = re.match(r"([a-z][a-z0-9+.-]*):", bare, re.IGNORECASE)
+    return scheme is None or scheme[1].lower() in ("http", "https", "mailto")
 
 
 @pytest.mark.parametrize("target", TARGETS)
