@@ -44,8 +44,20 @@ def dispatch_due() -> list[int]:
     miss_overdue()
     due = list(Issue.objects.due().order_by("due_at").values_list("pk", flat=True))
     for issue_id in due:
-        delivery.freeze(issue_id)
+        freeze_or_tell(issue_id)
     return start_frozen()
+
+
+def freeze_or_tell(issue_id: int) -> None:
+    """Freeze one issue; what keeps it from being made ready is told to the author and holds up no other issue."""
+    try:
+        delivery.freeze(issue_id)
+    except Exception as error:
+        logger.exception("issue %s could not be frozen", issue_id)
+        issue = Issue.objects.get(pk=issue_id)
+        if not SystemMail.objects.filter(kind=SystemMail.Kind.ALERT, context__event="freeze_failed",
+                                         context__issue=str(issue)).exists():  # fmt: skip
+            alert("freeze_failed", {"issue": str(issue), "error": f"{type(error).__name__}: {error}"})
 
 
 def sweep() -> list[int]:

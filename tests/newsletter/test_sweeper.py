@@ -211,6 +211,17 @@ def test_a_sweep_finishes_what_nobody_hinted_at(relay: SmtpServer, alice: Subscr
     assert issue.state == Issue.State.COMPLETED
 
 
+def test_an_issue_that_can_not_be_made_ready_is_told_once_and_holds_up_no_other(alice: Subscriber) -> None:
+    broken, sound = scheduled(), make_issue()
+    sound.schedule_at(timezone.now() - dt.timedelta(seconds=1))
+    make_due(broken)
+    Issue.objects.filter(pk=broken.pk).update(introduction="x" * 600_000)
+    assert [sweeper.dispatch_due(), sweeper.dispatch_due()] == [[sound.pk], []]
+    assert [mail.context["event"] for mail in SystemMail.objects.all()] == ["freeze_failed"]
+    broken.refresh_from_db()
+    assert broken.state == Issue.State.SCHEDULED
+
+
 def test_a_broker_that_is_away_costs_no_error(settings: Any, alice: Subscriber) -> None:
     issue = scheduled()
     make_due(issue)
