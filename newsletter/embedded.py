@@ -168,8 +168,10 @@ class Servers:
 
     def _initdb(self) -> None:
         """Make the cluster under a temporary name first, so that a kill half-way leaves nothing that looks whole."""
-        for leftover in self.home.glob("initdb-*"):
-            shutil.rmtree(leftover)
+        until = time.monotonic() + START_SECONDS
+        while (leftovers := list(self.home.glob("initdb-*"))) and time.monotonic() < until:
+            for leftover in leftovers:  # what a killed initdb had started may still be writing there
+                shutil.rmtree(leftover, ignore_errors=True)
         draft = self.home / f"initdb-{os.getpid()}"
         draft.mkdir(mode=0o700)
         _give(draft)

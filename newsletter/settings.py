@@ -31,7 +31,8 @@ SECRET_KEY_FALLBACKS: list[str] = env.list("SECRET_KEY_FALLBACKS", [])
 PEPPER = env.str("PEPPER", "") or (SERVERS.secret("pepper") if EMBEDDED else "")
 
 # The site
-SITE_URL = (env.str("SITE_URL", "") or f"http://127.0.0.1:{env.int('PORT', 8000)}").rstrip("/")
+PORT, MAILBOX_PORT = env.int("PORT", 8000), env.int("MAILBOX_PORT", 8025)  # the demo's, on 127.0.0.1
+SITE_URL = (env.str("SITE_URL", "") or f"http://127.0.0.1:{PORT}").rstrip("/")
 SECURE = SITE_URL.startswith("https://")
 DEBUG = env.bool("DEBUG", False)
 TESTING = "pytest" in sys.modules

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sys
@@ -35,7 +34,7 @@ class Command(BaseCommand):
     help = "Start everything on embedded servers: web, workers, beat and a mailbox. Ctrl-C ends it; data is kept."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        self.port, self.mailbox_port = _port("PORT", 8000), _port("MAILBOX_PORT", 8025)
+        self.port, self.mailbox_port = _free("PORT"), _free("MAILBOX_PORT")
         if not settings.EMBEDDED:
             raise CommandError("The demo runs on servers of its own: unset DATABASE_URL and REDIS_URL for it.")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -165,15 +164,15 @@ def _stop(number: int, frame: object) -> None:
     raise Stopped
 
 
-def _port(name: str, default: int) -> int:
-    """Return the port that `name` sets; raises CommandError if another program has it."""
+def _free(name: str) -> int:
+    """Return the port that the setting `name` names; raises CommandError if it can't be had."""
+    port = int(getattr(settings, name))
     try:
-        port = int(os.environ.get(name) or default)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
-    except (ValueError, OverflowError) as error:
-        raise CommandError(f"{name}={os.environ[name]} is no port number.") from error
+    except OverflowError as error:
+        raise CommandError(f"{name}={port} is no port number: choose one up to 65535.") from error
     except OSError as error:
         raise CommandError(f"Port {port} is taken: choose another, as in `{name}={port + 10} make demo`.") from error
     return port
