@@ -1,5 +1,7 @@
 # Needs Python 3.11 or newer and make, nothing else: uv is fetched into .venv where it is not on PATH.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that runs, not the first that is found: a version manager's shim may stand for a version it doesn't have.
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$name; break; }; done)
 UV := $(shell command -v uv || echo .venv/bin/uv)
 RUN := $(UV) run --frozen
 
@@ -27,7 +29,7 @@ check: setup  ## Lint, types, layers, migrations
 	@$(UV) run --frozen --no-sync manage.py makemigrations --check --dry-run
 
 .venv/bin/uv:
-	@test -n "$(PYTHON)" || { echo "Masthead needs Python 3.11 or newer."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Masthead needs Python 3.11 or newer: set PYTHON=/path/to/python3.11")'
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@python='$(PYTHON)'; test -n "$$python" || { \
+		echo "Masthead needs Python 3.11 or newer: install it, or set PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	test -x .venv/bin/pip || "$$python" -m venv .venv
 	@.venv/bin/pip install --quiet --disable-pip-version-check uv
