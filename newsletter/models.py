@@ -15,6 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from posts import markdown
 from posts.models import CONTROL_CHARACTERS, Post, Publication
 
 
@@ -200,6 +201,12 @@ class Issue(models.Model):
 
     def can_move(self, state: str) -> bool:
         return state in self.MOVES[self.State(self.state)]
+
+    def clean(self) -> None:
+        try:
+            markdown.validate(self.introduction)
+        except ValidationError as error:
+            raise ValidationError({"introduction": error.messages}) from error
 
     def counts(self) -> Counts:
         """Count this issue's copies by state, at this moment."""

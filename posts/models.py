@@ -111,6 +111,12 @@ class Publication(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def clean(self) -> None:
+        try:
+            markdown.validate(self.about)
+        except ValidationError as error:
+            raise ValidationError({"about": error.messages}) from error
+
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.pk = 1
         super().save(*args, **kwargs)

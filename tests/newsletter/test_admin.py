@@ -143,6 +143,15 @@ def not_an_image() -> Any:
     return SimpleUploadedFile("x.png", b"<svg onload=alert(1)>", content_type="image/png")
 
 
+def test_a_text_that_can_not_be_rendered_is_told_beside_its_field(author: Client) -> None:
+    endless = "x" * 300_000
+    page = author.post("/admin/newsletter/issue/add/", {"subject": "x", "introduction": endless})
+    assert page.status_code == 200
+    assert "introduction" in page.context["adminform"].form.errors
+    about = author.post("/admin/posts/publication/1/change/", {"name": "x", "about": endless})
+    assert "about" in about.context["adminform"].form.errors
+
+
 def test_an_unknown_time_zone_is_told_beside_its_field(author: Client) -> None:
     page = author.post("/admin/posts/publication/1/change/", {"name": "x", "time_zone": "Mars/Olympus"})
     assert "is not a time zone" in page.text
