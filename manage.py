@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
         return
     try:
         with settings.SERVERS.running():
-            if command != "makemigrations":
-                settings.SERVERS.once(lambda: execute_from_command_line([argv[0], "migrate", "--verbosity=0"]))
+            if settings.SERVERS.is_new() and command != "makemigrations":
+                execute_from_command_line([argv[0], "migrate", "--verbosity=0"])
             execute_from_command_line(argv)
     except ServerError as error:
         sys.exit(str(error))

