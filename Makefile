@@ -25,7 +25,7 @@ test: setup  ## Run the tests on real PostgreSQL and Valkey
 
 check: setup  ## Lint, types, layers, migrations
 	@$(UV) run --frozen --no-sync ruff format --check . && $(UV) run --no-sync ruff check . && $(UV) run --no-sync mypy
-	@$(UV) run --frozen --no-sync lint-imports && $(UV) run --no-sync djlint --lint --check templates --quiet
+	@$(UV) run --frozen --no-sync lint-imports && $(UV) run --no-sync djlint --lint templates --quiet
 	@$(UV) run --frozen --no-sync manage.py makemigrations --check --dry-run
 
 .venv/bin/uv:
