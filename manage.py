@@ -10,7 +10,7 @@ from django.core.management import execute_from_command_line
 
 from newsletter.embedded import ServerError
 
-# These need no database; all others find one, or start it.
+# These need no database or bring their own; all others find one, or start it.
 WITHOUT_SERVERS = {
     "help",
     "version",
@@ -20,6 +20,7 @@ WITHOUT_SERVERS = {
     "makemessages",
     "compilemessages",
     "mailbox",
+    "benchmark",
 }
 
 
