@@ -23,11 +23,17 @@ from posts.models import Publication
 from subscribers.models import Subscriber
 
 VIEW_SALT = "newsletter.view-in-browser"
+# Gmail clips HTML beyond about 102,400 bytes, and the way to unsubscribe with it.
+SIZE_WARN = 80_000
+SIZE_BLOCK = 100_000
 INLINER = css_inline.CSSInliner(keep_at_rules=True, keep_style_tags=False, load_remote_stylesheets=False)
 
 
 def render_issue(issue: Issue, *, date: dt.datetime | None = None) -> dict[str, Any]:
-    """Return the JSON-able source of an issue; every copy of it, and the page “view in browser”, is made of this."""
+    """Return the JSON-able source of an issue; every copy of it, and the page “view in browser”, is made of this.
+
+    Raises ValueError where the publication's sender or reply-to is not one address, or a text can't be rendered.
+    """
     holes = message.Holes(issue.pk)
     context = _context(issue, holes)
     return {
@@ -51,8 +57,8 @@ def preview_text(issue: Issue, subscriber: Subscriber | None = None) -> str:
 
 
 def size_bytes(issue: Issue) -> int:
-    """Return the size of the HTML part in bytes; Gmail clips what exceeds about 102,400."""
-    return len(preview_html(issue).encode())
+    """Return the size of the HTML part in bytes, with the longest values a reader can have; see SIZE_WARN."""
+    return message.size_of_html(_source(issue))
 
 
 def view_url(issue: Issue) -> str:
@@ -86,8 +92,8 @@ def _identity(issue: Issue, publication: Publication) -> dict[str, Any]:
     return {
         "publication": publication.name,
         "from_name": publication.sender,
-        "from_address": publication.sender_address,
-        "reply_to": publication.reply_to,
+        "from_address": message.sender_address(publication.sender_address),
+        "reply_to": message.sender_address(publication.reply_to) if publication.reply_to else "",
         "list_id": f"newsletter.{host}",
         "archive_url": settings.SITE_URL + reverse("newsletter:issues"),
         "help_url": settings.SITE_URL + "/preferences/",
