@@ -41,7 +41,7 @@ URL_BEFORE = re.compile(r"""(?:\b(?:href|src)=["']|://)[^\s"'<>]*\Z""")
 URL_LENGTH = 2000  # characters before a hole that are looked at for the beginning of a URL
 LONGEST_PLAIN_HEADER = 500  # characters; more would come near the 998 octets of a line (RFC 5322, 2.1.1)
 BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+BASE32 = "0123456789abcdefghijklmnopqrstuv"
 BASE32_PAIRS = [first + second for first in BASE32 for second in BASE32]
 
 
@@ -152,13 +152,13 @@ class Template:
     def envelope_sender(self, issue_id: int, subscriber_id: int) -> str:
         """Return MAIL FROM: one address a copy (VERP) where BOUNCE_DOMAIN is set, else the sender's.
 
-        VERP's local part is "b-" and the base32, without padding, of "issue.subscriber" and 8 octets of its HMAC.
+        VERP's local part is "b-" and a number in base32hex: the issue, 40 bits for the subscriber, 64 of their HMAC.
         """
         domain = settings.BOUNCE_DOMAIN
         if not domain:
             return self.from_address
-        copy = b"%d.%d" % (issue_id, subscriber_id)
-        return f"b-{_base32(copy + _keyed(b'verp:' + copy)[:8])}@{domain}"
+        proof = int.from_bytes(_keyed(b"verp:%d:%d" % (issue_id, subscriber_id))[:8], "big")
+        return f"b-{_base32(issue_id << 104 | subscriber_id << 64 | proof)}@{domain}"
 
     def _given(self, values: Values) -> dict[str, str]:
         return {
@@ -371,9 +371,7 @@ def _keyed(text: bytes) -> bytes:
     return hmac.digest(settings.PEPPER.encode(), text, "sha256")
 
 
-def _base32(octets: bytes) -> str:
-    """Return base32 without padding, in lower case (RFC 4648, 6): base64.b32encode, a third of its time."""
-    pairs = -(-len(octets) * 8 // 10)
-    number = int.from_bytes(octets, "big") << (pairs * 10 - len(octets) * 8)
-    text = "".join([BASE32_PAIRS[number >> shift & 1023] for shift in range(pairs * 10 - 10, -1, -10)])
-    return text[: -(-len(octets) * 8 // 5)]
+def _base32(number: int) -> str:
+    """Return `number` in base32hex, in lower case (RFC 4648, 7), which int(text, 32) reads."""
+    shifts = range((number.bit_length() - 1) // 10 * 10, -1, -10)
+    return "".join([BASE32_PAIRS[number >> shift & 1023] for shift in shifts])
