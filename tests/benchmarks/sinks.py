@@ -141,8 +141,7 @@ class Sample:
 
 def logging_server(*, keep_content: bool = False) -> SmtpServer:
     """Return the tests' own server, which counts what it took by recipient; it says that it takes commands in a row."""
-    ehlo = "250-test.example.org\r\n250-PIPELINING\r\n250 8BITMIME"
-    return SmtpServer(script={"ehlo": lambda _session: ehlo}, keep_content=keep_content)
+    return SmtpServer(extensions=("PIPELINING", "8BITMIME"), keep_content=keep_content)
 
 
 def django_backend(address: Address, sample: Sample, *, messages: int) -> float:

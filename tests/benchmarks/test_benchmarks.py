@@ -98,7 +98,7 @@ def test_what_it_started_ends_with_it(number: signal.Signals, tmp_path: Path) ->
     wait_until(lambda: is_sending(parent.pid), seconds=90, why=(tmp_path / "stderr").read_text)
     started = descendants(parent.pid)
     parent.send_signal(number)
-    parent.wait(60)
+    assert parent.wait(60) == 128 + number
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 

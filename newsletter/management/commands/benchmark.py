@@ -50,7 +50,8 @@ class Command(BaseCommand):
         _add_json(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        signal.signal(signal.SIGTERM, _stop)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _stop)
         logging.getLogger("newsletter").setLevel(logging.WARNING)
         errors: list[str] = []
         match options["mode"]:
@@ -109,4 +110,6 @@ def _positive(text: str) -> int:
 
 
 def _stop(number: int, frame: object) -> None:
+    """Unwind, so that all that was started is ended; a second signal does not cut that short."""
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
