@@ -85,53 +85,50 @@ CODE_CHARACTERS = 60
 ANY_ENHANCED = re.compile(r"(?<![\d.])[245]\.(\d{1,3}\.\d{1,3})(?!\.?\d)")
 
 NO_SUCH_USER = (
-    *("user unknown", "unknown user", "user not found", "no such user", "user does not exist", "user not exist"),
-    *("user doesn't exist", "unknown recipient", "recipient unknown", "recipient not found", "recipnotfound"),
-    *("recipientnotfound", "no such recipient", "invalid recipient", "unknown mailbox", "mailbox unknown"),
-    *("mailbox not found", "no such mailbox", "no mailbox", "invalid mailbox", "mailbox unavailable"),
-    *("unknown account", "no such account", "account not found", "unknown address", "address unknown"),
-    *("no such address", "address not found", "invalid address", "bad address", "bad destination mailbox"),
-    *("does not exist", "doesn't exist", "not our user", "not our customer", "not a valid recipient"),
-    *("not a valid mailbox", "not a known user", "is not known", "not recognized", "not recognised"),
+    *("user unknown", "unknown user", "user not found", "no such user", "not exist", "doesn't exist"),
+    *("unknown recipient", "recipient unknown", "recipient not found", "recipnotfound", "recipientnotfound"),
+    *("no such recipient", "invalid recipient", "unknown mailbox", "mailbox unknown", "mailbox not found"),
+    *("no such mailbox", "no mailbox", "invalid mailbox", "mailbox unavailable", "unknown account"),
+    *("no such account", "account not found", "unknown address", "address unknown", "no such address"),
+    *("address not found", "invalid address", "bad address", "bad destination", "not our user", "not our customer"),
+    *("not a valid recipient", "not a valid mailbox", "not a known user", "is not known", "not recogni"),
     *("no longer on server", "no longer valid", "no longer available", "no longer in use", "has moved"),
     *("no forwarding address", "undeliverable address", "unrouteable address", "unroutable address"),
     *("destinataire invalide", "utilisateur inconnu", "usuario desconocido", "usuario no existe"),
-    *("inactive email address", "recipient address rejected. ", "recipient address rejected: access denied"),
+    *("inactive email address", "recipient address rejected. "),
 )
 NO_SUCH_ACCOUNT = ("this user doesn't have a", "nosuchuser")
 NO_SUCH_HOST = (
     *("host unknown", "unknown host", "host not found", "host or domain name not found", "domain not found"),
     *("no such domain", "unknown domain", "domain is not reachable", "null mx", "nullmx"),
-    *("does not accept mail", "doesn't accept mail", "doesn't receive email", "does not receive email"),
+    *("not accept mail", "doesn't accept mail", "doesn't receive email", "not receive email"),
 )
 IDENTITY = (
-    *("dmarc", "dkim", " spf ", " spf:", "(spf", "spf)", "spf check", "spf fail", "spf-", "openspf"),
-    *("unauthenticated", "not authenticated", "authentication required", "authentication is required"),
-    *("authentication fail", "authentication check", "authentication unsuccessful", "authentication credential"),
-    *("must authenticate", "requires authentication", "smtp auth", "auth required", "authrequired"),
-    *("purported responsible", "reverse dns", "rdns", "ptr record", "ptr resource", "dns ptr", "no ptr"),
-    *("cannot find your hostname", "cannot find your reverse", "cannot resolve your", "mismatches client ip"),
-    *("unverifyable", "unverifiable", "mail from domain"),
-    *("not verified", "unverified", "sender address rejected", "sender rejected", "sender denied"),
-    *("sender verify", "sender domain", "domain of sender", "sending domain", "sender address", "invalid sender"),
+    *("dmarc", "dkim", " spf ", " spf:", "(spf", "spf)", "spf-", "openspf", "authenticated", "must authenticate"),
+    *("authentication required", "authentication is required", "authentication fail", "authentication check"),
+    *("authentication unsuccessful", "authentication credential", "requires authentication", "smtp auth"),
+    *("auth required", "authrequired", "purported responsible", "reverse dns", "rdns", " ptr "),
+    *("cannot find your", "cannot resolve your", "mismatches client ip", "unverifyable", "unverifiable"),
+    *("not verified", "unverified", "sender rejected", "sender denied", "sender verify", "sender domain"),
+    *("domain of sender", "sending domain", "mail from domain", "sender address", "invalid sender"),
     *("sender is not allowed", "not allowed to send", "not permitted to send", "not authorized to send"),
     *("relay access denied", "relaying denied", "relaying not allowed", "no relaying", "not permitted to relay"),
     *("relay not permitted", "unable to relay", "to relay mail", "do not relay", "must issue a starttls"),
-    *("sending paused", "sending is disabled", "your account", "account is not active to send"),
+    *("sending paused", "sending is disabled", "your account"),
 )
 REPUTATION = (
     *("reputation", "blacklist", "black list", "blocklist", "block list", "denylist", "dnsbl", " rbl", "rbl ", "/rbl"),
-    *("spamhaus", "spamcop", "sorbs", "barracuda", "cloudmark", "proofpoint", "blocked", "banned", "bl?ip=", "(bl)"),
+    *("sorbs", "barracuda", "cloudmark", "proofpoint", "blocked", "banned", "bl?ip=", "(bl)", "open relay"),
     *("client host rejected", "not accepting connections", "service refused", "not be mail exchanger", "your isp"),
     *("abuse", "complaint", "unsolicited", "aup#", "bad helo", "helo command rejected", "invalid helo"),
-    *("no smtp service", "messages from", "open relay", "no access from"),
+    *("no smtp service", "messages from", "no access from"),
 )
 CONTENT = (
     *("spam", "suspicious", "phish", "virus", "malware", "infected", "policy", "prohibited", "forbidden", "junk"),
-    *("content rejected", "content reject", "message rejected", "mail rejected", "message refused", "header error"),
-    *("message not allowed", "not accepted for", "duplicate header", "in from:", "rfc 5322", "rfc5322", "rfc 2822"),
-    *("rfc2822", "not compliant", "noncompliant", "8-bit data", "headers too large", "too many headers"),
-    *("media error", "bad header", "malformed header", "malformed message", "protocol violation", "access denied"),
+    *("content reject", "message rejected", "mail rejected", "message refused", "header error", "in from:"),
+    *("message not allowed", "not accepted for", "duplicate header", "rfc 5322", "rfc5322", "rfc 2822", "rfc2822"),
+    *("not compliant", "noncompliant", "8-bit data", "headers too large", "too many headers", "media error"),
+    *("bad header", "malformed header", "malformed message", "protocol violation", "access denied"),
     *("not authorized", "permission denied", "potential security", "its content"),
 )
 QUOTA_USED_UP = (
@@ -150,9 +147,9 @@ SLOWER = (
 MAILBOX_FULL = (
     *("mailbox full", "mailbox is full", "mail box full", "inbox is full", "inbox full", "over quota", "overquota"),
     *("quota exceeded", "quotaexceeded", "exceeded quota", "exceeds quota", "exceeded the quota", "disk quota"),
-    *("exceeded its quota", "exceeded their quota", "out of storage", "exceeded storage", "storage quota"),
-    *("not enough space", "not enough storage", "mailbox size", "mailbox has exceeded", "mailbox exceed"),
-    *("diskspace quota", "message boxes full", "mailbox limit", "boite pleine", "boîte pleine", "postfach voll"),
+    *("exceeded its quota", "exceeded their quota", "diskspace quota", "storage quota", "out of storage"),
+    *("exceeded storage", "not enough space", "not enough storage", "mailbox size", "mailbox has exceed"),
+    *("mailbox exceed", "mailbox limit", "boite pleine", "boîte pleine", "postfach voll"),
 )
 DISABLED = (
     *("disabled", "suspended", "deactivated", "inactive", "not active", "frozen", "locked", "discontinued"),
@@ -162,7 +159,7 @@ GREYLISTED = ("greylist", "graylist", "grey list", "gray list", "grey-list", "gr
 TOO_LARGE = (
     *("message too large", "message is too large", "message too big", "message is too big", "message size exceed"),
     *("message length exceed", "message exceed", "size limit", "maximum message size", "message file too big"),
-    *("fixed maximum", "maximum inbound message", "size of the message", "size of this message", "recipsizelimit"),
+    *("maximum inbound message", "size of the message", "size of this message", "recipsizelimit"),
 )
 
 
@@ -185,7 +182,14 @@ class Rule:
             return False
         if self.enhanced and not self.enhanced.fullmatch(enhanced):
             return False
-        return not self.text or any(map(text.__contains__, self.text))
+        return not self.text or occurs(self.text, text)
+
+
+def occurs(phrases: tuple[str, ...], text: str) -> bool:
+    for phrase in phrases:  # noqa: SIM110  # any() takes a third longer, and there are hundreds
+        if phrase in text:
+            return True
+    return False
 
 
 def like(pattern: str) -> re.Pattern[str]:
