@@ -28,7 +28,12 @@ POSITIVE = (
     "SMTP_TIMEOUT",
     "SMTP_FINAL_TIMEOUT",
     "SMTP_MESSAGES_PER_CONNECTION",
+    "SMTP_CONNECTIONS",
+    "BREAKER_FAULTS",
+    "BREAKER_WINDOW",
+    "UNKNOWN_SETTLE_SECONDS",
 )
+POLICIES = ("hold", "resend")
 
 
 def register() -> None:
@@ -82,6 +87,12 @@ def check_durations(**_kwargs: Any) -> list[checks.CheckMessage]:
     if settings.INTENT_TTL_SECONDS >= settings.LEASE_SECONDS:
         hint = "An intent must grow too old before its lease ends, or two workers could hold the same copy."
         found.append(checks.Error("INTENT_TTL_SECONDS is not below LEASE_SECONDS.", hint, id="masthead.E007"))
+    if settings.UNKNOWN_SETTLE_SECONDS <= settings.SMTP_FINAL_TIMEOUT + settings.INTENT_TTL_SECONDS:
+        hint = "A relay that is still thinking would be judged: make it longer than SMTP_FINAL_TIMEOUT and the intent."
+        found.append(checks.Error("UNKNOWN_SETTLE_SECONDS is too short.", hint, id="masthead.E009"))
+    if settings.UNKNOWN_POLICY not in POLICIES:
+        hint = f"Choose one of {', '.join(POLICIES)}."
+        found.append(checks.Error(f"UNKNOWN_POLICY is unknown: {settings.UNKNOWN_POLICY}", hint, id="masthead.E010"))
     return found
 
 

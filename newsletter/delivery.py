@@ -1,45 +1,58 @@
 """The ledger at work: freeze an issue, claim copies, hand each over once, and write down what became of it.
 
-The one place where rendering and transport meet. Every write to a row that a worker holds carries the fence of its
-claim, so a worker that lost its lease can neither change the row nor send.
+The one place where rendering and transport meet. A worker is one process that drives many connections: each prepares a
+copy, waits until its intent is committed, and hands it over. Connections share those commits (`Gate`), and a commit
+also writes down what each connection was answered last, so a crash leaves at most one copy unknown a connection.
 """
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import hashlib
 import logging
-import os
-import socket
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import connection, transaction
-from django.utils import timezone
+from django.db import connection, models, transaction
 from django.utils.translation import gettext as _
 
-from newsletter import message, rendering, transport
+from newsletter import ledger, message, rendering, transport
+from newsletter.ledger import Away, Copy, Outcome
 from newsletter.models import Delivery, Issue
+from newsletter.replies import (
+    Refused,
+    Reply,
+    TransportError,
+    Uncertain,
+    Unreachable,
+    classify,
+)
 from posts.models import Post, Publication
+from subscribers import instance
 
 logger = logging.getLogger(__name__)
 State = Delivery.State
 
 FREEZE = """
 WITH candidates AS MATERIALIZED (
-    SELECT id, address, key,
+    SELECT id, address, key, name,
            CASE WHEN suppressed THEN 'suppressed' WHEN paused_until > now() THEN 'paused' ELSE '' END AS reason
-      FROM subscribers_subscriber WHERE status = 'active'
+      FROM subscribers_subscriber s WHERE status = 'active'
+       AND (NOT %(joined)s OR NOT EXISTS (
+            SELECT 1 FROM newsletter_delivery d
+             WHERE d.issue_id = %(issue)s AND (d.subscriber_id = s.id OR d.address_key = s.key)))
 ), planned AS (
-    INSERT INTO newsletter_delivery
-           (issue_id, subscriber_id, address, address_key, state, reason, at_freeze, next_attempt_at)
-    SELECT %(issue)s, id, address, key, CASE WHEN reason = '' THEN 'pending' ELSE 'skipped' END, reason,
-           reason <> '', CASE WHEN reason = '' THEN now() END
+    INSERT INTO newsletter_delivery (issue_id, subscriber_id, address, address_key, name, state, reason, at_freeze)
+    SELECT %(issue)s, id, address, key, name, CASE WHEN reason = '' THEN 'pending' ELSE 'skipped' END, reason,
+           reason <> ''
       FROM candidates ORDER BY id
     RETURNING state
 )
@@ -47,98 +60,20 @@ SELECT (SELECT count(*) FROM candidates), count(*) FILTER (WHERE state = 'pendin
        count(*) FILTER (WHERE state = 'skipped') FROM planned
 """
 
-CLAIM = """
-WITH due AS MATERIALIZED (
-    SELECT d.id, d.subscriber_id FROM newsletter_delivery d
-     WHERE d.issue_id = %(issue)s AND d.state IN ('pending', 'deferred') AND d.next_attempt_at <= now()
-       AND EXISTS (SELECT 1 FROM newsletter_issue i WHERE i.id = %(issue)s AND i.state = 'sending')
-     ORDER BY d.next_attempt_at, d.id LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
-)
+# Once more to those whose copy the relay refused or put off for too long, if they may still be mailed.
+RESEND = """
 UPDATE newsletter_delivery d
-   SET state = 'claimed', fence = d.fence + 1, lease_owner = %(owner)s, updated_at = now(),
-       lease_until = now() + make_interval(secs => %(lease)s)
-  FROM due LEFT JOIN subscribers_subscriber s ON s.id = due.subscriber_id
- WHERE d.id = due.id
-RETURNING d.id, d.subscriber_id, d.fence, d.attempt, d.address, coalesce(s.name, ''), s.unsubscribe_id
+   SET state = 'pending', attempt = 0, next_attempt_at = now(), updated_at = now()
+  FROM subscribers_subscriber s
+ WHERE d.issue_id = %(issue)s AND d.state IN ('rejected', 'expired') AND s.id = d.subscriber_id
+   AND s.status = 'active' AND NOT s.suppressed AND (s.paused_until IS NULL OR s.paused_until <= now())
 """
 
-# The reader's row and the issue's are locked and looked at anew: an unsubscribe or a pause that committed first wins,
-# one that comes later waits until this intent is committed.
-INTENT = """
-WITH i AS MATERIALIZED (
-    SELECT id FROM newsletter_issue WHERE id = %(issue)s AND state = 'sending' FOR SHARE
-), s AS MATERIALIZED (
-    SELECT id FROM subscribers_subscriber
-     WHERE id = %(subscriber)s AND status = 'active' AND NOT suppressed
-       AND (paused_until IS NULL OR paused_until <= now()) AND EXISTS (SELECT 1 FROM i)
-     ORDER BY id FOR SHARE
-)
-UPDATE newsletter_delivery d
-   SET state = 'handing_over', phase = 'final_dot', message_id = %(message_id)s, render_sha256 = %(sha256)s,
-       lease_until = now() + make_interval(secs => %(lease)s), updated_at = now()
-  FROM s WHERE d.id = %(id)s AND d.subscriber_id = s.id AND d.state = 'claimed' AND d.fence = %(fence)s
-RETURNING d.id
-"""
-
-# Why an intent was refused, in the words of the ledger.
-REFUSAL = """
-UPDATE newsletter_delivery d
-   SET state = CASE WHEN i.state = 'cancelled' OR s.unmailable <> '' THEN 'skipped' ELSE 'pending' END,
-       reason = CASE WHEN i.state = 'cancelled' THEN 'cancelled' ELSE s.unmailable END,
-       next_attempt_at = CASE WHEN i.state = 'cancelled' OR s.unmailable <> '' THEN NULL ELSE now() END,
-       lease_until = NULL, updated_at = now()
-  FROM newsletter_issue i, (
-    SELECT coalesce((
-        SELECT CASE WHEN status = 'erased' THEN 'erased' WHEN status <> 'active' THEN 'unsubscribed'
-                    WHEN suppressed THEN 'suppressed' WHEN paused_until > now() THEN 'paused' ELSE '' END
-          FROM subscribers_subscriber WHERE id = %(subscriber)s), 'erased') AS unmailable) s
- WHERE d.id = %(id)s AND d.state = 'claimed' AND d.fence = %(fence)s AND i.id = d.issue_id
-RETURNING d.state
-"""
-
-# A holder of the fence may still settle its own row that the sweeper has meanwhile called uncertain.
-SETTLE = """
-UPDATE newsletter_delivery
-   SET state = %(state)s, smtp_code = %(code)s, enhanced_code = %(enhanced)s, reply_text = %(text)s, phase = %(phase)s,
-       attempt = attempt + 1, lease_until = NULL, updated_at = now(),
-       accepted_at = CASE WHEN %(state)s = 'accepted' THEN now() END,
-       next_attempt_at = CASE WHEN %(state)s = 'deferred' THEN now() + make_interval(secs => %(delay)s) END
- WHERE id = %(id)s AND fence = %(fence)s AND state = ANY(%(expected)s)
-"""
-
-RELEASE = """
-UPDATE newsletter_delivery
-   SET state = 'pending', next_attempt_at = now() + make_interval(secs => %(delay)s), lease_until = NULL,
-       updated_at = now()
- WHERE id = ANY(%(ids)s) AND lease_owner = %(owner)s AND state = 'claimed'
-"""
-
-RENEW = """
-UPDATE newsletter_delivery SET lease_until = now() + make_interval(secs => %(lease)s)
- WHERE id = ANY(%(ids)s) AND lease_owner = %(owner)s AND state = 'claimed'
-"""
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A claimed row: what it takes to hand one reader's copy over and to write down the outcome."""
-
-    id: int
-    subscriber_id: int
-    fence: int
-    attempt: int
-    address: str
-    name: str
-    unsubscribe_id: UUID | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a copy, not yet written down."""
-
-    copy: Copy
-    state: str
-    reply: transport.Reply
+GROUP_MOST = 16  # connections that share a commit of intents, at the most
+GROUP_SECONDS = 0.002  # and for so long the first of them waits for others
+LOCKED_SECONDS = 5.0  # a copy whose reader's row was being changed is tried again after so long
+POLL_SECONDS = 0.2
+LATE = dt.timedelta(minutes=5)
 
 
 def freeze(issue_id: int) -> bool:
@@ -154,7 +89,7 @@ def freeze(issue_id: int) -> bool:
         issue.candidates, issue.planned, issue.excluded = _plan(issue.pk)
         issue.prepared_at = now
         assert issue.due_at is not None
-        issue.late = now - issue.due_at > dt.timedelta(minutes=5)
+        issue.late = now - issue.due_at > LATE
         issue.state = Issue.State.FROZEN
         issue.save()
     logger.info("issue %s frozen: %s candidates, %s planned", issue.pk, issue.candidates, issue.planned)
@@ -163,19 +98,59 @@ def freeze(issue_id: int) -> bool:
 
 def start(issue_id: int) -> bool:
     """Move a frozen issue to sending; False if it was not frozen."""
+    now = _database_now()
     return bool(
         Issue.objects.filter(pk=issue_id, state=Issue.State.FROZEN).update(
-            state=Issue.State.SENDING, started_at=timezone.now()
+            state=Issue.State.SENDING, started_at=now, give_up_at=_give_up_at(now)
         )
     )
 
 
 def send_now(issue: Issue) -> None:
     """Schedule the issue for this instant, freeze it and start it. Raises ValidationError where it is not fit to go."""
+    check_armed()
     issue.schedule_at(_database_now())
     freeze(issue.pk)
     start(issue.pk)
     issue.refresh_from_db()
+
+
+def check_armed() -> None:
+    """Raise ValidationError in a copy of the database, which may not send."""
+    if reason := instance.why_not():
+        raise ValidationError(reason)
+
+
+def resend_failed(issue: Issue) -> int:
+    """Hand over once more what was rejected or given up, to readers who may still be mailed; return how many.
+
+    The relay said of each of these that it had not taken it, so nobody gets two. Raises ValidationError.
+    """
+    return _send_more(issue, lambda: _execute(RESEND, {"issue": issue.pk}))
+
+
+def send_to_joined(issue: Issue) -> int:
+    """Plan copies for the readers who joined since the issue was frozen; return how many. Raises ValidationError."""
+    return _send_more(issue, lambda: _plan_joined(issue))
+
+
+def _send_more(issue: Issue, act: Callable[[], int]) -> int:
+    check_armed()
+    with transaction.atomic():
+        issue.reopen(give_up_at=_give_up_at(_database_now()))
+        if not (count := act()):
+            raise ValidationError(_("There is nobody to send it to."))
+    return count
+
+
+def _plan_joined(issue: Issue) -> int:
+    candidates, planned, excluded = _plan(issue.pk, joined=True)
+    Issue.objects.filter(pk=issue.pk).update(
+        candidates=models.F("candidates") + candidates,
+        planned=models.F("planned") + planned,
+        excluded=models.F("excluded") + excluded,
+    )
+    return planned
 
 
 def send_test(issue: Issue, *, to: str) -> None:
@@ -183,28 +158,44 @@ def send_test(issue: Issue, *, to: str) -> None:
     source = rendering.render_issue(issue)
     template = message.Template({**source, "subject": f"[Test] {source['subject']}"})
     reader = message.Values(address=to, name="", unsubscribe_id=UUID(int=0), message_id=message.test_id(source))
-    relay = transport.Connection()
+    letter = transport.Letter(Publication.current().sender_address, to, template.fill(reader))
     try:
-        relay.begin(Publication.current().sender_address, to, template.fill(reader))
-        relay.finish()
-    except transport.TransportError as error:
+        asyncio.run(_send_one(letter))
+    except TransportError as error:
         raise ValidationError(
             _("The mail server did not take the test: %(error)s"), params={"error": str(error)}
         ) from error
-    finally:
-        relay.close()
 
 
-def send_due(issue_id: int, *, seconds: float | None = None, progress: Callable[[int], None] | None = None) -> int:
-    """Claim and hand over due copies of a sending issue for at most `seconds`; return how many were claimed."""
-    issue = Issue.objects.get(pk=issue_id)
-    if issue.state != Issue.State.SENDING:
-        return 0
-    worker = Worker(issue)
+async def _send_one(letter: transport.Letter) -> None:
+    link = await transport.open_link()
     try:
-        return worker.run(settings.CLAIM_SECONDS if seconds is None else seconds, progress)
+        await link.prepare(letter)
+        await link.hand_over(None)
     finally:
-        worker.close()
+        await link.close()
+
+
+def send_due(
+    issue_id: int,
+    *,
+    seconds: float | None = None,
+    progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> int:
+    """Claim and hand over due copies of a sending issue for at most `seconds`; return how many were settled.
+
+    `stop` is asked several times a second: once it says True nothing more is claimed, what is under way is finished
+    and the rest given back.
+    """
+    issue = Issue.objects.get(pk=issue_id)
+    if issue.state != Issue.State.SENDING or instance.why_not():
+        return 0
+    worker = Worker(issue, progress=progress, stop=stop)
+    try:
+        return asyncio.run(worker.run(settings.CLAIM_SECONDS if seconds is None else seconds))
+    finally:
+        connection.close_if_unusable_or_obsolete()
         settle_issue(issue_id)
 
 
@@ -212,13 +203,13 @@ def settle_issue(issue_id: int) -> str:
     """Move an issue with nothing left to send to the state that its counts say; return its state."""
     with transaction.atomic():
         issue = Issue.objects.select_for_update(of=("self",)).get(pk=issue_id)
-        if issue.state not in (Issue.State.SENDING, Issue.State.NEEDS_REVIEW):
+        if issue.state not in (Issue.State.SENDING, Issue.State.NEEDS_REVIEW) or issue.has_work():
             return issue.state
         counts = issue.counts()
         if counts.open:
             return issue.state
         issue.state = _final_state(counts.unknown, counts.failed)
-        issue.completed_at = None if counts.unknown else timezone.now()
+        issue.completed_at = None if counts.unknown else _database_now()
         issue.save(update_fields=["state", "completed_at"])
         return issue.state
 
@@ -237,11 +228,15 @@ def _publish_posts(issue: Issue) -> None:
     issue.posts.update(ready=False)
 
 
-def _plan(issue_id: int) -> tuple[int, int, int]:
+def _plan(issue_id: int, *, joined: bool = False) -> tuple[int, int, int]:
     with connection.cursor() as cursor:
-        cursor.execute(FREEZE, {"issue": issue_id})
+        cursor.execute(FREEZE, {"issue": issue_id, "joined": joined})
         candidates, planned, excluded = cursor.fetchone()
     return candidates, planned, excluded
+
+
+def _give_up_at(now: dt.datetime) -> dt.datetime:
+    return now + dt.timedelta(seconds=settings.RETRY_FOR_SECONDS)
 
 
 def _database_now() -> dt.datetime:
@@ -251,185 +246,383 @@ def _database_now() -> dt.datetime:
     return now
 
 
+def _execute(sql: str, values: dict[str, Any]) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        count: int = cursor.rowcount
+    return count
+
+
 def _boottime() -> float:
-    """Seconds that go on while the machine sleeps: a lease must not outlive a suspended laptop."""
+    """Seconds that go on while the machine sleeps: an intent must not outlive a suspended laptop."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass
-class Worker:
-    """One connection to the relay, working through claimed copies of one issue."""
+class Gate:
+    """Where connections wait for the commit of their intents, and share it: one transaction is under way at a time.
 
-    issue: Issue
-    relay: transport.Connection = field(default_factory=transport.Connection)
-    owner: str = field(
-        default_factory=lambda: f"{socket.gethostname()[:40]}:{os.getpid()}:{time.monotonic_ns() % 10**9}"
-    )
-    unwritten: Outcome | None = None
-    renewed_at: float = 0.0
-    stopped: bool = False  # the issue was paused or cancelled, or the lease is lost
+    It goes off when half of those that are open wait, or GROUP_MOST, or after GROUP_SECONDS.
+    """
 
-    def __post_init__(self) -> None:
-        self.template = message.Template(self.issue.source)
+    ledger: ledger.Ledger
+    open: int = 0  # connections that may come and wait
+    sending: bool = True  # False once an intent was refused because the issue is paused or cancelled
+    waiting: list[tuple[Copy | None, Outcome | None, asyncio.Future[float | None]]] = field(default_factory=list)
+    busy: bool = False
+    timer: asyncio.TimerHandle | None = None
+    task: asyncio.Task[None] | None = None
 
-    def run(self, seconds: float, progress: Callable[[int], None] | None = None) -> int:
-        """Claim batch after batch until nothing is due or `seconds` have passed."""
-        until, done = time.monotonic() + seconds, 0
-        while not self.stopped and time.monotonic() < until and (copies := self.claim(settings.CLAIM_BATCH)):
-            self.hand_over_all(copies, until)
-            done += len(copies)
-            if progress:
-                progress(done)
-        return done
+    async def intend(self, copy: Copy | None, done: Outcome | None) -> float | None:
+        """Commit the intent to hand `copy` over, and that `done` was taken.
 
-    def claim(self, limit: int) -> list[Copy]:
-        """Take up to `limit` due copies under a lease and a new fence."""
-        rows = _execute(
-            CLAIM,
-            {"issue": self.issue.pk, "limit": limit, "owner": self.owner, "lease": settings.LEASE_SECONDS},
-        )
-        self.renewed_at = _boottime()
-        return sorted((Copy(*row) for row in rows), key=lambda copy: copy.id)
+        Returns the boot-time instant at which the commit was begun, or None where the copy may not be handed over.
+        Raises Away: then nothing is known of the intent, and `done` may not be written down.
+        """
+        answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((copy, done, answer))
+        self.consider()
+        return await answer
 
-    def hand_over_all(self, copies: list[Copy], until: float) -> None:
-        """Hand over each copy; give back those that time or an unreachable relay leaves over."""
-        waiting = list(copies)
-        delay = 0.0
-        while waiting and not self.stopped and time.monotonic() < until:
-            try:
-                self.hand_over(waiting[0])
-            except transport.Unreachable as error:
-                logger.warning("the relay can't be reached: %s", error)
-                delay = settings.RECONNECT_SECONDS
-                break
-            waiting.pop(0)
-            self.renew(waiting)
-        self.write_down()
-        self.release(waiting, delay)
-
-    def hand_over(self, copy: Copy) -> None:
-        """Give one copy to the relay: content, committed intent, final dot. Raises Unreachable: nothing was said."""
-        try:
-            content = self.template.fill(self._values(copy))
-            self.relay.begin(self._sender(copy), copy.address, content)
-        except transport.Unreachable:
-            raise
-        except transport.TransportError as error:
-            self.settle(Outcome(copy, self._state_after(error, copy), error.reply), expected=[State.CLAIMED])
+    def consider(self) -> None:
+        """Commit what waits if it is enough, else in a moment; while a commit is under way, after it."""
+        if self.busy or not self.waiting:
             return
-        except (ValueError, LookupError) as error:
-            self.settle(Outcome(copy, State.FAILED, transport.Reply(0, str(error)[:500], "render")), [State.CLAIMED])
-            return
-        if self._intend(copy, content):
-            self._finish(copy)
-        else:
-            self.relay.abort()
+        if len(self.waiting) >= min(GROUP_MOST, max(1, self.open // 2)):
+            self.go()
+        elif self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.go)
 
-    def renew(self, waiting: list[Copy]) -> None:
-        """Lengthen the lease of what is still waiting, every RENEW_SECONDS."""
-        if waiting and _boottime() - self.renewed_at > settings.RENEW_SECONDS:
-            ids = [copy.id for copy in waiting]
-            _execute(RENEW, {"ids": ids, "owner": self.owner, "lease": settings.LEASE_SECONDS})
-            self.renewed_at = _boottime()
+    def go(self) -> None:
+        if self.timer:
+            self.timer.cancel()
+            self.timer = None
+        group, self.waiting = self.waiting, []
+        self.busy = True
+        self.task = asyncio.get_running_loop().create_task(self._commit(group))
+        self.task.add_done_callback(self._next)
 
-    def release(self, waiting: list[Copy], delay: float) -> None:
-        """Give claimed copies back, due again after `delay` seconds."""
-        if waiting:
-            ids = [copy.id for copy in waiting]
-            _execute(RELEASE, {"ids": ids, "owner": self.owner, "delay": delay})
+    def _next(self, task: asyncio.Task[None]) -> None:
+        self.busy = False
+        self.consider()
 
-    def settle(self, outcome: Outcome, expected: list[str]) -> None:
-        """Write an outcome into the row if it is still this worker's."""
-        copy, reply = outcome.copy, outcome.reply
-        values = {
-            "id": copy.id,
-            "fence": copy.fence,
-            "state": outcome.state,
-            "code": reply.code or None,
-            "enhanced": reply.enhanced_code,
-            "text": reply.text,
-            "phase": reply.phase,
-            "expected": [str(state) for state in expected],
-            "delay": retry_delay(copy.attempt),
-        }
-        if not _execute(SETTLE, values):
-            logger.warning("delivery %s is no longer ours; outcome %s not written", copy.id, outcome.state)
-
-    def write_down(self) -> None:
-        """Write down the outcome of the copy that was handed over last."""
-        if self.unwritten:
-            self.settle(self.unwritten, [State.HANDING_OVER, State.UNCERTAIN])
-            self.unwritten = None
-
-    def close(self) -> None:
-        try:
-            self.write_down()
-        finally:
-            self.relay.close()
-
-    def _intend(self, copy: Copy, content: bytes) -> bool:
-        """Commit the intent to hand over, with the outcome of the copy before; False if the reader may not have it."""
+    async def _commit(self, group: list[tuple[Copy | None, Outcome | None, asyncio.Future[float | None]]]) -> None:
         began = _boottime()
-        with transaction.atomic():
-            self.write_down()
-            intended = bool(_execute(INTENT, self._intent(copy, content)))
-            if not intended:
-                values = {"id": copy.id, "fence": copy.fence, "subscriber": copy.subscriber_id}
-                self.stopped = _execute(REFUSAL, values) != [(State.SKIPPED,)]
-        if intended and _boottime() - began > settings.INTENT_TTL_SECONDS:
-            too_late = Outcome(copy, State.DEFERRED, transport.Reply(0, "the intent grew too old", "intent"))
-            self.settle(too_late, [State.HANDING_OVER, State.UNCERTAIN])
-            return False
-        return intended
-
-    def _intent(self, copy: Copy, content: bytes) -> dict[str, Any]:
-        return {
-            "issue": self.issue.pk,
-            "subscriber": copy.subscriber_id,
-            "id": copy.id,
-            "fence": copy.fence,
-            "lease": settings.LEASE_SECONDS,
-            "message_id": self._message_id(copy),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-
-    def _finish(self, copy: Copy) -> None:
+        copies = [copy for copy, _done, _answer in group if copy]
+        done = [outcome for _copy, outcome, _answer in group if outcome]
         try:
-            self.unwritten = Outcome(copy, State.ACCEPTED, self.relay.finish())
-        except transport.TransportError as error:
-            self.unwritten = Outcome(copy, self._state_after(error, copy), error.reply)
-
-    def _state_after(self, error: transport.TransportError, copy: Copy) -> str:
-        if isinstance(error, transport.Uncertain):
-            return State.UNCERTAIN
-        if isinstance(error, transport.Refused):
-            return State.REJECTED
-        assert self.issue.started_at is not None
-        given_up = timezone.now() - self.issue.started_at > dt.timedelta(seconds=settings.RETRY_FOR_SECONDS)
-        return State.EXPIRED if given_up else State.DEFERRED
-
-    def _values(self, copy: Copy) -> message.Values:
-        return message.Values(
-            address=copy.address,
-            name=copy.name,
-            unsubscribe_id=copy.unsubscribe_id or UUID(int=0),
-            message_id=self._message_id(copy),
-        )
-
-    def _message_id(self, copy: Copy) -> str:
-        return message.message_id(self.issue.pk, copy.subscriber_id, self.template.domain)
-
-    def _sender(self, copy: Copy) -> str:
-        return self.template.envelope_sender(self.issue.pk, copy.subscriber_id)
+            up, written = await self.ledger.intend(copies, done)
+            if refused := [copy for copy in copies if copy.id not in up]:
+                self.sending = await self.ledger.refuse(refused, delay=LOCKED_SECONDS)
+        except Exception as error:
+            for _copy, _done, answer in group:
+                answer.set_exception(error)
+            return
+        for outcome in done:
+            if outcome.copy.id not in written:
+                logger.error("delivery %s was taken but is no longer ours; not written down", outcome.copy.id)
+        for copy, _done, answer in group:
+            answer.set_result(began if copy is None or copy.id in up else None)
 
 
-def retry_delay(attempt: int) -> float:
-    """Return the seconds to wait after the `attempt`-th try (counted from 0): doubling, bounded (RFC 5321, 4.5.4.1)."""
-    return float(min(settings.RETRY_FIRST_SECONDS * 2 ** min(attempt, 20), settings.RETRY_MAX_SECONDS))
+class Worker:
+    """One process at work on one issue for a while."""
+
+    def __init__(
+        self,
+        issue: Issue,
+        *,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self.issue = issue
+        self.template = message.Template(issue.source)
+        self.ledger = ledger.Ledger(issue.pk)
+        self.gate = Gate(self.ledger)
+        self.breaker = transport.Breaker()
+        self.limiter = transport.Limiter()
+        self.progress = progress or (lambda count: None)
+        self.told_to_stop = stop or (lambda: False)
+        self.until = 0.0
+        self.stopped = False  # nothing more is begun: told to stop, paused, cancelled, the lease or the database lost
+        self.dry = False  # nothing was due when last asked
+        self.ready: deque[Copy] = deque()
+        self.filling: asyncio.Task[None] | None = None
+        self.owed: list[Outcome] = []  # answers that the database was away for
+        self.cut: list[Copy] = []  # intents that may have been committed and were not carried out
+        self.delay = 0.0  # for what is given back
+        self.links = 0  # open ones
+        self.trouble: Reply | None = None  # why a link could not be opened
+
+    async def run(self, seconds: float) -> int:
+        """Claim and hand over until nothing is due, `seconds` have passed or it is told to stop."""
+        self.until = time.monotonic() + seconds
+        keeper: asyncio.Task[None] | None = None
+        try:
+            await self.ledger.open()
+            keeper = asyncio.create_task(self.keep())
+            await self.fill()
+            await self.serve_all()
+        except Away as error:
+            logger.warning("the database is away: %s", error)
+        finally:
+            await self.finish(keeper)
+        return self.ledger.settled
+
+    async def serve_all(self) -> None:
+        """Serve on all connections; a defect in one lets the others come to their end before it is raised."""
+        count = min(settings.SMTP_CONNECTIONS, len(self.ready))
+        for ended in await asyncio.gather(*(self.serve() for _n in range(count)), return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
+
+    async def finish(self, keeper: asyncio.Task[None] | None) -> None:
+        """Write down what is owed, give back what is left and end the lease; wait for the database if it is away."""
+        self.stopped = True
+        for task in (keeper, self.filling):
+            if task:
+                task.cancel()
+                with suppress(asyncio.CancelledError, Away):
+                    await task
+        until = time.monotonic() + settings.DATABASE_GRACE_SECONDS
+        while not await self.try_to_finish():
+            if time.monotonic() > until:
+                logger.error("the database stays away: %s answers can't be written down", len(self.owed))
+                break
+            await asyncio.sleep(min(1.0, settings.RECONNECT_SECONDS))
+        await self.ledger.close()
+        self.progress(self.ledger.settled)
+
+    async def try_to_finish(self) -> bool:
+        try:
+            while self.owed:
+                await self.ledger.settle(self.owed[-1])
+                self.owed.pop()
+            await self.ledger.release(self.cut, cut=True)
+            await self.ledger.release(list(self.ready), delay=self.delay)
+            self.cut, self.ready = [], deque()
+            if self.ledger.lease:
+                await self.ledger.let_go()
+        except Away:
+            return False
+        return True
+
+    async def keep(self) -> None:
+        """Renew the lease, show progress, and look for the word to stop."""
+        renewed = _boottime()
+        while not self.stopped:
+            await asyncio.sleep(POLL_SECONDS)
+            self.stopped = self.stopped or self.told_to_stop()
+            self.progress(self.ledger.settled)
+            if _boottime() - renewed >= settings.RENEW_SECONDS:
+                await self.renew()
+                renewed = _boottime()
+        while True:  # what is under way is finished under a lease
+            await asyncio.sleep(settings.RENEW_SECONDS)
+            await self.renew()
+
+    async def renew(self) -> None:
+        try:
+            if not await self.ledger.renew():
+                logger.warning("the lease on issue %s has ended: this worker was too slow", self.issue.pk)
+                self.stopped = True
+        except Away:
+            self.stopped = True
+
+    # Claiming
+
+    async def take(self) -> Copy | None:
+        """Return a claimed copy, or None if nothing more is to be begun."""
+        if self.may_begin() and not self.dry and len(self.ready) <= settings.CLAIM_BATCH // 4:
+            self.fill_ahead()
+        if not self.ready and self.filling:
+            await asyncio.shield(self.filling)
+        return self.ready.popleft() if self.ready and self.may_begin() else None
+
+    def may_begin(self) -> bool:
+        return not self.stopped and self.gate.sending and time.monotonic() < self.until
+
+    def fill_ahead(self) -> None:
+        if self.filling is None or self.filling.done():
+            self.filling = asyncio.create_task(self.fill())
+
+    async def fill(self) -> None:
+        try:
+            copies = await self.ledger.claim(settings.CLAIM_BATCH)
+        except Away:
+            self.stopped = True
+            return
+        self.dry = not copies
+        self.ready.extend(copies)
+
+    def follower(self) -> Piece | None:
+        """Return the piece to follow if one can be had without waiting."""
+        if settings.SEND_RATE or not self.may_begin() or not self.ready:
+            return None
+        return self.compose(self.ready.popleft())
+
+    # One connection
+
+    async def serve(self) -> None:
+        """Hand over copy after copy on one link, opened anew when it is no longer usable."""
+        link: transport.Link | None = None
+        done: Outcome | None = None
+        self.gate.open += 1
+        try:
+            piece = await self.next_piece()
+            while piece:
+                if link is None or not link.usable:
+                    link = await self.relink(link, piece.copy)
+                if link is None:
+                    break
+                piece, done = await self.hand_over(link, piece, done)
+        finally:
+            self.gate.open -= 1
+            await self.write_down(done)
+            await self.unlink(link)
+
+    async def relink(self, link: transport.Link | None, copy: Copy) -> transport.Link | None:
+        """Open a link in place of one that has done its part; None if there is no way to the relay now."""
+        await self.unlink(link)
+        try:
+            opened = await transport.open_link()
+        except Unreachable as error:
+            self.ready.appendleft(copy)
+            self.see_unreachable(error)
+            return None
+        self.links += 1
+        return opened
+
+    async def unlink(self, link: transport.Link | None) -> None:
+        if link:
+            self.links -= 1
+            await link.close()
+
+    def see_unreachable(self, error: Unreachable) -> None:
+        """Go on with the links there are; without any, give all copies back for a while."""
+        logger.warning("the relay can't be reached: %s", error)
+        self.trouble = error.reply
+        if not self.links:
+            self.stopped, self.delay = True, settings.RECONNECT_SECONDS
+
+    async def next_piece(self) -> Piece | None:
+        """Wait for this worker's turn, claim a copy and make it ready; None if nothing more is to be begun."""
+        await self.limiter.turn(self.ledger.workers)
+        while copy := await self.take():
+            if piece := self.compose(copy):
+                return piece
+            reply = Reply(0, "the reader's row is gone: his links can't be made", "render")
+            await self.settle(Outcome(copy, State.FAILED, reply))
+        return None
+
+    def compose(self, copy: Copy) -> Piece | None:
+        """Fill a reader's few values in; None where they can't be."""
+        if copy.unsubscribe_id is None:
+            return None
+        message_id = message.message_id(self.issue.pk, copy.subscriber_id, self.template.domain)
+        values = message.Values(copy.address, copy.name, copy.unsubscribe_id, message_id)
+        sender = self.template.envelope_sender(self.issue.pk, copy.subscriber_id)
+        return Piece(copy, transport.Letter(sender, copy.address, self.template.fill(values)))
+
+    async def hand_over(
+        self, link: transport.Link, piece: Piece, done: Outcome | None
+    ) -> tuple[Piece | None, Outcome | None]:
+        """Take one copy to its end; return the one that follows, and the acceptance that is not written down yet."""
+        try:
+            await link.prepare(piece.letter)
+            began = await self.gate.intend(piece.copy, done)
+        except TransportError as error:
+            await self.fail(piece, error)
+            return await self.next_piece(), done
+        except Away:
+            link.abort()
+            self.lose_database(piece.copy, done)
+            return None, None
+        if began is None or _boottime() - began > settings.INTENT_TTL_SECONDS:
+            link.abort()
+            await self.give_up_intent(piece.copy, refused=began is None)
+            return await self.next_piece(), None
+        following = self.follower() if settings.SMTP_OVERLAP else None
+        done = await self.finish_copy(link, piece, following)
+        return following or await self.next_piece(), done
+
+    async def finish_copy(self, link: transport.Link, piece: Piece, following: Piece | None) -> Outcome | None:
+        """Pass the point of no return; return the acceptance, or write down at once what else was answered."""
+        try:
+            reply = await link.hand_over(following.letter if following else None)
+        except TransportError as error:
+            await self.fail(piece, error)
+            return None
+        self.breaker.accepted()
+        return Outcome(piece.copy, State.ACCEPTED, reply)
+
+    # What is written down
+
+    async def fail(self, piece: Piece, error: TransportError) -> None:
+        """Write down what a copy was refused with, and pause the issue if it is about the sender."""
+        kind = error.kind or classify(error.reply)
+        state = _state_after(error)
+        sha256 = hashlib.sha256(piece.letter.content).hexdigest() if state in REPEATABLE else ""
+        if sha256 and piece.copy.render_sha256 not in ("", sha256):
+            logger.error("delivery %s is no longer the same bytes as at its first try", piece.copy.id)
+        delay = transport.retry_delay(error, piece.copy.attempt)
+        await self.settle(Outcome(piece.copy, state, error.reply, kind, delay, sha256))
+        if stop := self.breaker.look(error, kind):
+            await self.pause(stop)
+
+    async def settle(self, outcome: Outcome) -> None:
+        try:
+            if not await self.ledger.settle(outcome):
+                logger.warning("delivery %s is no longer ours; %s not written", outcome.copy.id, outcome.state)
+        except Away:
+            self.stopped = True
+            self.owed.append(outcome)
+
+    async def write_down(self, done: Outcome | None) -> None:
+        """Write down an acceptance that no further intent will carry."""
+        if done is None:
+            self.gate.consider()
+            return
+        try:
+            await self.gate.intend(None, done)
+        except Away:
+            self.lose_database(None, done)
+
+    async def give_up_intent(self, copy: Copy, *, refused: bool) -> None:
+        """Take back an intent that grew too old before its dot; one that was refused never came to be."""
+        if refused:
+            return
+        logger.warning("the intent for delivery %s grew too old; not sent", copy.id)
+        try:
+            await self.ledger.release([copy], cut=True)
+        except Away:
+            self.lose_database(copy, None)
+
+    async def pause(self, stop: transport.Stop) -> None:
+        logger.warning("issue %s pauses: %s", self.issue.pk, stop.reason)
+        self.stopped = True
+        with suppress(Away):
+            await self.ledger.pause(stop.reason, seconds=stop.seconds)
+
+    def lose_database(self, copy: Copy | None, done: Outcome | None) -> None:
+        """Keep in mind what could not be written down, and begin nothing more."""
+        self.stopped = True
+        self.owed += [done] if done else []
+        self.cut += [copy] if copy else []
 
 
-def _execute(sql: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Run one statement; return its rows, or one empty tuple per changed row where it returns none."""
-    with connection.cursor() as cursor:
-        cursor.execute(sql, values)
-        return cursor.fetchall() if cursor.description else [()] * cursor.rowcount
+REPEATABLE = (State.DEFERRED, State.UNCERTAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A claimed copy and the letter made of it."""
+
+    copy: Copy
+    letter: transport.Letter
+
+
+def _state_after(error: TransportError) -> str:
+    if isinstance(error, Uncertain):
+        return State.UNCERTAIN
+    return State.REJECTED if isinstance(error, Refused) else State.DEFERRED

@@ -15,6 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from newsletter import message
 from posts import markdown
 from posts.models import CONTROL_CHARACTERS, Post, Publication
 
@@ -42,7 +43,6 @@ class Slot(models.Model):
     state = models.CharField(max_length=6, choices=State, default=State.OPEN)
     # True once the author moved it: a change of the weekly time leaves it alone.
     moved = models.BooleanField(default=False)
-    warned_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     objects = SlotQuerySet.as_manager()
 
@@ -130,9 +130,10 @@ class Issue(models.Model):
             State.CANCELLED,
         },
         State.PAUSED: {State.SENDING, State.CANCELLED},
-        State.NEEDS_REVIEW: {State.SENDING, State.COMPLETED, State.COMPLETED_WITH_FAILURES},
-        State.COMPLETED: set(),
-        State.COMPLETED_WITH_FAILURES: set(),
+        State.NEEDS_REVIEW: {State.SENDING, State.COMPLETED, State.COMPLETED_WITH_FAILURES, State.CANCELLED},
+        # Only by the author's explicit act: to those who joined since, or once more to those it failed for.
+        State.COMPLETED: {State.SENDING},
+        State.COMPLETED_WITH_FAILURES: {State.SENDING},
         State.CANCELLED: set(),
     }
     EDITABLE = frozenset({State.DRAFT, State.SCHEDULED})
@@ -164,6 +165,11 @@ class Issue(models.Model):
     started_at = models.DateTimeField(null=True, editable=False)
     completed_at = models.DateTimeField(null=True, editable=False)
     late = models.BooleanField(default=False, editable=False)
+    # After this instant a copy that the relay keeps putting off is given up.
+    give_up_at = models.DateTimeField(null=True, editable=False)
+    # Why sending paused by itself, and when it goes on by itself; empty where the author paused it.
+    pause_reason = models.TextField(blank=True, default="", db_default="", editable=False)
+    resume_at = models.DateTimeField(null=True, editable=False)
 
     objects = IssueQuerySet.as_manager()
 
@@ -241,25 +247,49 @@ class Issue(models.Model):
             self.save(update_fields=["state", "slot", "due_at"])
 
     def pause(self) -> None:
-        """Stop handing over; copies under way at this moment are finished."""
-        self._move_now(self.State.PAUSED)
+        """Stop handing over; copies under way at this moment are finished. A second click changes nothing."""
+        if not self._is_already(self.State.PAUSED):
+            self._move_now(self.State.PAUSED)
 
     def resume(self) -> None:
-        """Go on sending after a pause."""
-        self._move_now(self.State.SENDING)
+        """Go on sending after a pause. A second click changes nothing."""
+        with transaction.atomic():
+            if self._is_already(self.State.SENDING):
+                return
+            self._move_now(self.State.SENDING)
+            self.pause_reason, self.resume_at = "", None
+            self.save(update_fields=["pause_reason", "resume_at"])
 
     def cancel(self) -> None:
-        """Never send the copies that have not gone yet. This is final."""
+        """Never send the copies that have not gone yet. This is final; a second click changes nothing."""
         with transaction.atomic():
+            if self._is_already(self.State.CANCELLED):
+                return
             self._move_now(self.State.CANCELLED)
             self._free_slot()
-            self.save(update_fields=["slot"])
-            self.deliveries.filter(state__in=[Delivery.State.PENDING, Delivery.State.DEFERRED]).update(
-                state=Delivery.State.SKIPPED,
-                reason=Delivery.Skipped.CANCELLED,
-                next_attempt_at=None,
-                updated_at=Now(),
-            )
+            self.pause_reason, self.resume_at = "", None
+            self.save(update_fields=["slot", "pause_reason", "resume_at"])
+            self.deliveries.waiting().skip(Delivery.Skipped.CANCELLED)
+
+    def has_work(self) -> bool:
+        """Tell cheaply, by indexes alone, whether a copy waits or a worker is at work."""
+        rows = self.deliveries
+        return (
+            rows.filter(fence=0, at_freeze=False, state=Delivery.State.PENDING).exists()
+            or rows.filter(next_attempt_at__isnull=False).waiting().exists()
+            or self.leases.filter(ended_at=None, expires_at__gt=Now()).exists()
+        )
+
+    def reopen(self, *, give_up_at: dt.datetime) -> None:
+        """Send more copies of what had come to its end; an issue that is sending goes on. Raises ValidationError."""
+        with transaction.atomic():
+            self._lock()
+            if self.state == self.State.PAUSED:
+                raise ValidationError(_("The issue is paused: resume or cancel it first."))
+            if self.state != self.State.SENDING:
+                self._move(self.State.SENDING)
+            self.completed_at, self.give_up_at = None, give_up_at
+            self.save(update_fields=["state", "completed_at", "give_up_at"])
 
     def missing(self) -> dict[str, Any]:
         """Return what keeps the issue from being scheduled, by field."""
@@ -295,6 +325,11 @@ class Issue(models.Model):
         fresh = Issue.objects.select_for_update(of=("self",)).get(pk=self.pk)
         self.state, self.slot, self.due_at, self.number = fresh.state, fresh.slot, fresh.due_at, fresh.number
 
+    def _is_already(self, state: str) -> bool:
+        """Tell whether the row, read anew, is in `state`: so it is at a double click."""
+        self.refresh_from_db(fields=["state"])
+        return self.state == state
+
     def _move(self, state: str) -> None:
         if not self.can_move(state):
             raise ValidationError(
@@ -323,6 +358,10 @@ class Counts:
 
     def of(self, states: Iterable[str]) -> int:
         return sum(self.by_state.get(state, 0) for state in states)
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the equation, term by term."""
+        return {name: getattr(self, name) for name in ("audience", "sent", "skipped", "failed", "unknown", "open")}
 
     @property
     def audience(self) -> int:
@@ -375,12 +414,51 @@ class IssuePost(models.Model):
         return f"{self.post} in {self.issue}"
 
 
+class Lease(models.Model):
+    """A worker at work on an issue: what it has claimed is its own until the lease, by the database's clock, expires.
+
+    Copies name the lease instead of carrying an instant of their own, so that one small row is renewed for all of them.
+    """
+
+    issue = models.ForeignKey(Issue, on_delete=models.CASCADE, related_name="leases")
+    owner = models.CharField(max_length=100)
+    started_at = models.DateTimeField(db_default=Now())
+    renewed_at = models.DateTimeField(db_default=Now())
+    expires_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    # Copies settled under this lease, and when the count last grew: what tells work from a stall.
+    settled = models.PositiveIntegerField(default=0, db_default=0)
+    settled_at = models.DateTimeField(null=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["expires_at"], condition=models.Q(ended_at=None), name="lease_live")]
+
+    def __str__(self) -> str:
+        return f"{self.owner} on {self.issue_id}"
+
+
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
     def open(self) -> DeliveryQuerySet:
         return self.filter(state__in=Delivery.OPEN)
 
+    def waiting(self) -> DeliveryQuerySet:
+        """Copies that no worker holds and that are still to be handed over."""
+        return self.filter(state__in=[Delivery.State.PENDING, Delivery.State.DEFERRED])
+
     def unknown(self) -> DeliveryQuerySet:
         return self.filter(state__in=Delivery.UNKNOWN)
+
+    def failed(self) -> DeliveryQuerySet:
+        return self.filter(state__in=Delivery.FAILURES)
+
+    def due(self) -> DeliveryQuerySet:
+        """Waiting copies that may be claimed now; said in the words of the two indexes that find them."""
+        fresh = models.Q(fence=0, at_freeze=False, state=Delivery.State.PENDING)
+        return self.waiting().filter(fresh | models.Q(next_attempt_at__lte=Now()))
+
+    def skip(self, reason: str) -> int:
+        """Leave these copies out for good; return how many."""
+        return self.update(state=Delivery.State.SKIPPED, reason=reason, next_attempt_at=None, updated_at=Now())
 
 
 class Delivery(models.Model):
@@ -403,6 +481,28 @@ class Delivery(models.Model):
     OPEN: ClassVar = (State.PENDING, State.CLAIMED, State.HANDING_OVER, State.DEFERRED)
     UNKNOWN: ClassVar = (State.UNCERTAIN, State.UNCERTAIN_FINAL)
     FAILURES: ClassVar = (State.REJECTED, State.EXPIRED, State.FAILED)
+    RESENDABLE: ClassVar = (State.REJECTED, State.EXPIRED)
+
+    # Every way a row may go; all else is a defect. Only the holder of the fence leaves claimed and handing_over, the
+    # sweeper apart; what leaves the failures and uncertain_final does so by an explicit act of the author.
+    MOVES: ClassVar = {
+        State.PENDING: {State.CLAIMED, State.SKIPPED},
+        State.CLAIMED: {
+            State.PENDING, State.HANDING_OVER, State.DEFERRED, State.REJECTED, State.EXPIRED, State.FAILED,
+            State.SKIPPED,
+        },
+        State.HANDING_OVER: {State.ACCEPTED, State.DEFERRED, State.REJECTED, State.EXPIRED, State.PENDING,
+                             State.SKIPPED, State.UNCERTAIN},
+        State.DEFERRED: {State.CLAIMED, State.SKIPPED},
+        State.UNCERTAIN: {State.ACCEPTED, State.DEFERRED, State.REJECTED, State.EXPIRED, State.PENDING,
+                          State.SKIPPED, State.UNCERTAIN_FINAL},
+        State.UNCERTAIN_FINAL: {State.ACCEPTED, State.PENDING},
+        State.REJECTED: {State.PENDING},
+        State.EXPIRED: {State.PENDING},
+        State.FAILED: set(),
+        State.ACCEPTED: set(),
+        State.SKIPPED: set(),
+    }  # fmt: skip
 
     class Skipped(models.TextChoices):
         """Why a reader of the audience was not sent his copy."""
@@ -422,20 +522,27 @@ class Delivery(models.Model):
     )
     address = models.CharField(max_length=254)
     address_key = models.CharField(max_length=254)
+    # As it was at freeze: every try of a copy is the same bytes (I8).
+    name = models.CharField(max_length=100, blank=True, default="", db_default="")
     state = models.CharField(max_length=16, choices=State, default=State.PENDING)
     reason = models.CharField(max_length=16, choices=Skipped, blank=True, default="", db_default="")
     at_freeze = models.BooleanField(default=False, db_default=False, help_text=_("Excluded already at freeze"))
+    # How often it was claimed. What a claim writes names its fence, so a worker that lost the row changes nothing.
     fence = models.PositiveIntegerField(default=0, db_default=0)
-    lease_owner = models.CharField(max_length=64, blank=True, default="", db_default="")
-    lease_until = models.DateTimeField(null=True)
+    lease = models.ForeignKey(
+        Lease, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="deliveries", db_index=False
+    )
     attempt = models.PositiveSmallIntegerField(default=0, db_default=0)
+    # When to claim a copy again, or to ask about an uncertain one; a fresh one is due at once, found by its fence.
     next_attempt_at = models.DateTimeField(null=True)
-    message_id = models.CharField(max_length=200, blank=True, default="", db_default="")
+    # SHA-256 of the bytes; written where a copy may be tried again or is in doubt.
     render_sha256 = models.CharField(max_length=64, blank=True, default="", db_default="")
     phase = models.CharField(max_length=16, blank=True, default="", db_default="")
     smtp_code = models.PositiveSmallIntegerField(null=True)
     enhanced_code = models.CharField(max_length=12, blank=True, default="", db_default="")
+    reply_class = models.CharField(max_length=16, blank=True, default="", db_default="")
     reply_text = models.TextField(blank=True, default="", db_default="")
+    provider_id = models.CharField(max_length=200, blank=True, default="", db_default="")
     accepted_at = models.DateTimeField(null=True)
     updated_at = models.DateTimeField(db_default=Now())
 
@@ -449,23 +556,38 @@ class Delivery(models.Model):
             models.CheckConstraint(
                 condition=~models.Q(state="skipped") | ~models.Q(reason=""), name="skipped_has_reason"
             ),
+            models.CheckConstraint(
+                condition=~models.Q(state__in=["pending", "deferred"])
+                | models.Q(fence=0, at_freeze=False, state="pending")
+                | models.Q(next_attempt_at__isnull=False),
+                name="waiting_can_be_found",
+            ),
+            models.CheckConstraint(
+                condition=~models.Q(state__in=["claimed", "handing_over"]) | models.Q(lease__isnull=False),
+                name="held_has_lease",
+            ),
         ]
+        # No index speaks of `state` or `updated_at`: a copy's two last steps then change no index (HOT updates).
         indexes = [
+            models.Index(fields=["issue", "id"], condition=models.Q(fence=0, at_freeze=False), name="delivery_fresh"),
             models.Index(
-                fields=["issue", "next_attempt_at", "id"],
-                condition=models.Q(state__in=["pending", "deferred"]),
-                name="delivery_claim",
+                fields=["issue", "next_attempt_at"],
+                condition=models.Q(next_attempt_at__isnull=False),
+                name="delivery_again",
             ),
-            models.Index(
-                fields=["lease_until"],
-                condition=models.Q(state__in=["claimed", "handing_over"]),
-                name="delivery_lease",
-            ),
+            models.Index(fields=["lease"], condition=models.Q(lease__isnull=False), name="delivery_lease"),
             models.Index(fields=["address_key"], name="delivery_address"),
+            models.Index(fields=["provider_id"], condition=~models.Q(provider_id=""), name="delivery_provider"),
         ]
 
     def __str__(self) -> str:
         return f"{self.address}: {self.get_state_display()}"
+
+    @property
+    def message_id(self) -> str:
+        """Return the Message-ID of this copy, the same for every try: what to look for in the relay's log."""
+        domain = str(self.issue.source.get("from_address", "")).rpartition("@")[2]
+        return message.message_id(self.issue_id, self.subscriber_id, domain) if domain else ""
 
 
 class DeliveryEvent(models.Model):
@@ -481,3 +603,13 @@ class DeliveryEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.provider_id}"
+
+
+class Heartbeat(models.Model):
+    """When a recurring duty was last done, by the database's clock; whoever finds it overdue does it."""
+
+    name = models.CharField(max_length=30, primary_key=True)
+    at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.at:%Y-%m-%d %H:%M:%S}"

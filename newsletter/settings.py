@@ -30,6 +30,9 @@ SECRET_KEY_FALLBACKS: list[str] = env.list("SECRET_KEY_FALLBACKS", [])
 # Never rotate: it hashes suppressed addresses and makes Message-IDs. Keep it outside the database and its dumps.
 PEPPER = env.str("PEPPER", "") or (SERVERS.secret("pepper") if EMBEDDED else "")
 
+# Keep it outside the database and its dumps: a copy of the database with another one sends nothing (manage.py rearm).
+INSTANCE_ID = env.str("INSTANCE_ID", "") or (SERVERS.secret("instance") if EMBEDDED else env.str("SITE_URL", ""))
+
 # The site
 PORT, MAILBOX_PORT = env.int("PORT", 8000), env.int("MAILBOX_PORT", 8025)  # the demo's, on 127.0.0.1
 SITE_URL = (env.str("SITE_URL", "") or f"http://127.0.0.1:{PORT}").rstrip("/")
@@ -158,11 +161,17 @@ SMTP_PORT = env.int("SMTP_PORT", 25)
 SMTP_USER = env.str("SMTP_USER", "")
 SMTP_PASSWORD = env.str("SMTP_PASSWORD", "")
 SMTP_SECURITY = env.str("SMTP_SECURITY", "none")  # none, starttls, tls
-SMTP_TIMEOUT = env.float("SMTP_TIMEOUT", 60)
+SMTP_CA_FILE = env.str("SMTP_CA_FILE", "")  # certificates to trust instead of the system's
+SMTP_TIMEOUT = env.float("SMTP_TIMEOUT", 300)
 # RFC 5321, 4.5.3.2.6: a short wait after the final dot makes uncertain mail.
 SMTP_FINAL_TIMEOUT = env.float("SMTP_FINAL_TIMEOUT", 600)
 SMTP_MESSAGES_PER_CONNECTION = env.int("SMTP_MESSAGES_PER_CONNECTION", 500)
-EMAIL_BACKEND = env.str("EMAIL_BACKEND", "django.core.mail.backends.smtp.EmailBackend")
+SMTP_CONNECTIONS = env.int("SMTP_CONNECTIONS", 8)  # of one worker process
+# Writes the next envelope together with the final dot (RFC 2920): for relays known to take it.
+SMTP_OVERLAP = env.bool("SMTP_OVERLAP", False)
+# Empty: issues go by SMTP. Else one of anymail's backends, such as anymail.backends.postmark.EmailBackend.
+SEND_BACKEND = env.str("SEND_BACKEND", "")
+EMAIL_BACKEND = env.str("EMAIL_BACKEND", "") or "django.core.mail.backends.smtp.EmailBackend"
 EMAIL_HOST, EMAIL_PORT = SMTP_HOST, SMTP_PORT
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = SMTP_USER, SMTP_PASSWORD
 EMAIL_USE_TLS, EMAIL_USE_SSL = SMTP_SECURITY == "starttls", SMTP_SECURITY == "tls"
@@ -184,6 +193,25 @@ RETRY_FIRST_SECONDS = env.float("RETRY_FIRST_SECONDS", 300)
 RETRY_MAX_SECONDS = env.float("RETRY_MAX_SECONDS", 4 * 3600)
 RETRY_FOR_SECONDS = env.float("RETRY_FOR_SECONDS", 72 * 3600)
 SEND_TASKS = env.int("SEND_TASKS", 2)  # how many workers are woken for an issue
+SEND_RATE = env.float("SEND_RATE", 0)  # copies a second, all workers together; 0: as fast as it goes
+# So many replies among the last so many that blame the sender (or ask for a slower pace) pause the issue.
+BREAKER_FAULTS = env.int("BREAKER_FAULTS", 20)
+BREAKER_WINDOW = env.int("BREAKER_WINDOW", 200)
+QUOTA_SECONDS = env.float("QUOTA_SECONDS", 3600)  # pause after “allowance used up” that names no time
+DATABASE_GRACE_SECONDS = env.float(
+    "DATABASE_GRACE_SECONDS", 900
+)  # answers are kept in memory for a database that is away
+
+# Copies of which nobody knows whether the relay took them
+UNKNOWN_POLICY = env.str("UNKNOWN_POLICY", "hold")  # hold, resend
+UNKNOWN_SETTLE_SECONDS = env.float("UNKNOWN_SETTLE_SECONDS", 900)  # before anything is concluded
+RELAY_LOG = env.str("RELAY_LOG", "")  # of a Postfix on this machine, such as /var/log/mail.log
+
+# What the author is told
+READY_SECONDS = env.float("READY_SECONDS", 24 * 3600)  # nothing is ready so long before a date
+LATE_SECONDS = env.float("LATE_SECONDS", 300)  # an issue has not begun so long after its instant
+STALL_SECONDS = env.float("STALL_SECONDS", 600)  # an issue makes no progress for so long
+ALERT_WEBHOOK_URL = env.str("ALERT_WEBHOOK_URL", "")
 DISPATCH_SECONDS = env.float("DISPATCH_SECONDS", 60)
 SWEEP_SECONDS = env.float("SWEEP_SECONDS", 30)
 

@@ -9,38 +9,49 @@ import datetime as dt
 import logging
 
 from django.conf import settings
-from django.db import connection, models, transaction
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from newsletter import delivery, schedule
-from newsletter.models import Delivery, Issue, Slot
+from newsletter import alarms, delivery, reconciliation, schedule
+from newsletter.models import Delivery, Heartbeat, Issue, Slot
 from posts.models import Post, Publication
-from subscribers import emails
-from subscribers.models import SystemMail
+from subscribers import emails, instance
 
 logger = logging.getLogger(__name__)
 
 SLOTS_AHEAD = 8
-WARN_BEFORE = dt.timedelta(hours=24)
+SWEEP = "sweep"
 
-EXPIRE = """
-UPDATE newsletter_delivery
-   SET state = CASE state WHEN 'claimed' THEN 'pending' ELSE 'uncertain' END,
-       next_attempt_at = CASE state WHEN 'claimed' THEN now() END,
-       reply_text = CASE state WHEN 'claimed' THEN reply_text
+END_LEASES = """
+UPDATE newsletter_lease SET ended_at = now()
+ WHERE id IN (SELECT id FROM newsletter_lease WHERE ended_at IS NULL AND expires_at <= now()
+               ORDER BY id FOR UPDATE SKIP LOCKED)
+RETURNING id
+"""
+
+TAKE_BACK = """
+UPDATE newsletter_delivery d
+   SET state = CASE WHEN d.state = 'handing_over' THEN 'uncertain' WHEN i.state = 'cancelled' THEN 'skipped'
+                    ELSE 'pending' END,
+       reason = CASE WHEN d.state = 'claimed' AND i.state = 'cancelled' THEN 'cancelled' ELSE d.reason END,
+       next_attempt_at = CASE WHEN d.state = 'handing_over' THEN now() + make_interval(secs => %s)
+                              WHEN i.state <> 'cancelled' THEN now() END,
+       reply_text = CASE d.state WHEN 'claimed' THEN d.reply_text
                     ELSE 'the worker was lost after the hand-over began, before the reply was written down' END,
-       lease_until = NULL, updated_at = now()
- WHERE state IN ('claimed', 'handing_over') AND lease_until < now()
-RETURNING state
+       updated_at = now()
+  FROM newsletter_issue i
+ WHERE d.lease_id = ANY(%s) AND d.state IN ('claimed', 'handing_over') AND i.id = d.issue_id
+RETURNING d.state
 """
 
 
 def dispatch_due() -> list[int]:
     """Bring the calendar up to date, freeze and start what is due; return the issues whose sending began."""
+    if not _is_armed():
+        return []
     ensure_slots()
     publish_scheduled_posts()
-    warn_of_empty_slots()
     miss_overdue()
     due = list(Issue.objects.due().order_by("due_at").values_list("pk", flat=True))
     for issue_id in due:
@@ -55,31 +66,64 @@ def freeze_or_tell(issue_id: int) -> None:
     except Exception as error:
         logger.exception("issue %s could not be frozen", issue_id)
         issue = Issue.objects.get(pk=issue_id)
-        if not SystemMail.objects.filter(kind=SystemMail.Kind.ALERT, context__event="freeze_failed",
-                                         context__issue=str(issue)).exists():  # fmt: skip
-            alert("freeze_failed", {"issue": str(issue), "error": f"{type(error).__name__}: {error}"})
+        context = {**alarms.about(issue), "error": f"{type(error).__name__}: {error}"}
+        alarms.alert("freeze_failed", context, once=f"freeze:{issue_id}:{issue.due_at}")
 
 
 def sweep() -> list[int]:
     """Repair what a crash or a lost message left behind; return the issues that have copies due now."""
+    Heartbeat.objects.update_or_create(name=SWEEP, defaults={"at": Now()})
+    if not _is_armed():
+        return []
     end_leases()
     start_frozen()
-    for issue_id in Issue.objects.filter(state__in=[Issue.State.SENDING, Issue.State.NEEDS_REVIEW]).values_list(
-        "pk", flat=True
-    ):
-        delivery.settle_issue(issue_id)
+    resume_paused()
+    skip_cancelled()
+    reconciliation.settle_unknown()
+    settle_issues()
+    alarms.look()
     emails.send_all_due(limit=200)
     return issues_with_work()
 
 
+def is_overdue() -> bool:
+    """Tell whether nobody has swept for three times SWEEP_SECONDS."""
+    late = Now() - dt.timedelta(seconds=3 * settings.SWEEP_SECONDS)
+    return not Heartbeat.objects.filter(name=SWEEP, at__gt=late).exists()
+
+
 def issues_with_work() -> list[int]:
     """Return the sending issues that have at least one copy due now."""
-    due = Delivery.objects.filter(
-        issue_id=models.OuterRef("pk"),
-        state__in=[Delivery.State.PENDING, Delivery.State.DEFERRED],
-        next_attempt_at__lte=Now(),
+    return [issue.pk for issue in Issue.objects.sending().defer("source") if issue.deliveries.due().exists()]
+
+
+def settle_issues() -> None:
+    """Bring to their end the issues that have nothing left to send."""
+    running = Issue.objects.filter(state__in=[Issue.State.SENDING, Issue.State.NEEDS_REVIEW])
+    for issue_id in list(running.values_list("pk", flat=True)):
+        delivery.settle_issue(issue_id)
+
+
+def resume_paused() -> None:
+    """Go on with the issues that paused by themselves until an instant that has come."""
+    rested = Issue.objects.filter(state=Issue.State.PAUSED, resume_at__lte=Now())
+    rested.update(state=Issue.State.SENDING, pause_reason="", resume_at=None)
+
+
+def skip_cancelled() -> None:
+    """Leave out what came back from a worker after its issue was cancelled."""
+    cancelled = Issue.objects.filter(state=Issue.State.CANCELLED, prepared_at__isnull=False).values_list(
+        "pk", flat=True
     )
-    return list(Issue.objects.sending().filter(models.Exists(due)).values_list("pk", flat=True))
+    for issue_id in list(cancelled):
+        back = Delivery.objects.filter(issue_id=issue_id, next_attempt_at__isnull=False)
+        back.waiting().skip(Delivery.Skipped.CANCELLED)
+
+
+def _is_armed() -> bool:
+    if reason := instance.why_not():
+        logger.error("%s", reason)
+    return not reason
 
 
 def start_frozen() -> list[int]:
@@ -89,12 +133,18 @@ def start_frozen() -> list[int]:
 
 
 def end_leases() -> None:
-    """End expired leases: a claimed copy goes back, one whose hand-over had begun becomes uncertain, never pending."""
-    with connection.cursor() as cursor:
-        cursor.execute(EXPIRE)
+    """End expired leases: a claimed copy goes back, one whose hand-over had begun becomes uncertain, never pending.
+
+    The leases are ended first and under their locks, so that nothing more is claimed under them.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(END_LEASES)
+        if not (ended := [lease for (lease,) in cursor.fetchall()]):
+            return
+        cursor.execute(TAKE_BACK, [settings.UNKNOWN_SETTLE_SECONDS, ended])
         states = [state for (state,) in cursor.fetchall()]
     if states:
-        logger.warning("%s leases ended, %s of them uncertain", len(states), states.count(Delivery.State.UNCERTAIN))
+        logger.warning("%s copies taken back, %s of them uncertain", len(states), states.count("uncertain"))
 
 
 def ensure_slots() -> None:
@@ -140,18 +190,10 @@ def publish_scheduled_posts() -> None:
         post.publish()
 
 
-def warn_of_empty_slots() -> None:
-    """Tell the author, once a slot, that nothing is ready 24 hours before it."""
-    soon = Slot.objects.upcoming().open().filter(due_at__lte=timezone.now() + WARN_BEFORE, warned_at=None)
-    for slot in soon:
-        if Slot.objects.filter(pk=slot.pk, warned_at=None).update(warned_at=Now()):
-            alert("empty_slot", {"date": str(slot), "due_at": slot.due_at.isoformat()})
-
-
 def miss_overdue() -> None:
     """Never send by itself what is late by more than the catch-up window: the slot is missed, the issue asks."""
     window = dt.timedelta(hours=Publication.current().catch_up_hours)
-    overdue = Issue.objects.due().filter(due_at__lt=timezone.now() - window)
+    overdue = Issue.objects.due().filter(due_at__lt=Now() - window)
     for issue_id in list(overdue.values_list("pk", flat=True)):
         with transaction.atomic():
             issue = overdue.select_for_update(of=("self",)).filter(pk=issue_id).first()
@@ -161,19 +203,10 @@ def miss_overdue() -> None:
 
 def _miss(issue: Issue) -> None:
     assert issue.due_at is not None
-    context = {"issue": str(issue), "due_at": issue.due_at.isoformat()}
+    context = {**alarms.about(issue), "due_at": issue.due_at.isoformat()}
+    once = f"missed:{issue.pk}:{issue.due_at}"
     if issue.slot:
         Slot.objects.filter(pk=issue.slot.pk).update(state=Slot.State.MISSED)
     issue.state, issue.due_at, issue.slot = Issue.State.DRAFT, None, None
     issue.save(update_fields=["state", "due_at", "slot"])
-    alert("missed", context)
-
-
-def alert(event: str, context: dict[str, str]) -> None:
-    """Owe the author a mail about `event`."""
-    publication = Publication.current()
-    emails.owe(
-        SystemMail.Kind.ALERT,
-        address=publication.reply_to or publication.sender_address,
-        context={"event": event, **context, "site": settings.SITE_URL},
-    )
+    alarms.alert("missed", context, once=once)

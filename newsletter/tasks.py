@@ -1,14 +1,39 @@
 """Celery tasks: each takes ids, calls one function and may run twice, late or not at all, unharmed."""
 
 import logging
+import mmap
+from typing import Any
 
 from celery import shared_task
+from celery.signals import worker_ready, worker_shutting_down
 from django.conf import settings
 from kombu.exceptions import OperationalError
 
 from newsletter import delivery, sweeper
+from newsletter.watchman import Watchman
 
 logger = logging.getLogger(__name__)
+
+# One byte that the worker's children inherit: its parent, which alone gets the signal, says there that it is to end.
+ENDING = mmap.mmap(-1, 1)
+WATCHMAN = Watchman()
+
+
+@worker_ready.connect
+def on_ready(**_kwargs: Any) -> None:
+    """Let an idle worker sweep when nobody else does, as when the broker or every beat is dead."""
+    WATCHMAN.start()
+
+
+@worker_shutting_down.connect
+def on_shutting_down(**_kwargs: Any) -> None:
+    """Claim nothing more, finish what is under way, give the rest back."""
+    ENDING[0] = 1
+    WATCHMAN.stop()
+
+
+def is_ending() -> bool:
+    return ENDING[0] == 1
 
 
 @shared_task
@@ -26,7 +51,7 @@ def sweep() -> None:
 @shared_task
 def send_issue(issue_id: int) -> None:
     """Hand over due copies for at most CLAIM_SECONDS, then wake a successor if work is left."""
-    if delivery.send_due(issue_id) and issue_id in sweeper.issues_with_work():
+    if delivery.send_due(issue_id, stop=is_ending) and issue_id in sweeper.issues_with_work():
         hint([issue_id], times=1)
 
 

@@ -1,187 +1,327 @@
-"""Hand one message to the relay over SMTP, and say in which phase it went wrong.
+"""How a copy leaves: over SMTP or through a provider's API, one message a request, behind one interface.
 
-A copy may be tried again only where it is certain that the relay has not taken it: that is so until the final dot is
-written. From then until the reply is read nobody can know (RFC 1047), which is why the dot is a step of its own here.
+A link takes a copy in two steps. What goes wrong in the first is certain: the copy was not taken and may be tried
+again. The second is the one in which nobody can know if it breaks (RFC 1047), so its intent is committed before.
 """
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import email
+import email.policy
 import re
-import smtplib
-import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any, Protocol
 
+import requests
+from anymail.exceptions import AnymailError, AnymailRecipientsRefused, AnymailRequestsAPIError
 from django.conf import settings
+from django.core.mail import EmailMultiAlternatives, get_connection
+from django.utils import timezone
+from django.utils.translation import gettext as _
 
-logger = logging.getLogger(__name__)
-ENHANCED = re.compile(r"^([245]\.\d{1,3}\.\d{1,3})\s")
+from newsletter import smtp
+from newsletter.replies import (
+    Class,
+    Deferred,
+    Dropped,
+    Refused,
+    Reply,
+    TransportError,
+    Uncertain,
+    Unreachable,
+    classify,
+    trips_breaker,
+)
+
+# Replies that say that our identity is wrong: each further try does harm (Gmail's and Microsoft's lists of codes).
+IDENTITY = re.compile(r"5\.7\.(2\d|3[0-2]|515)$")
+# Headers that a provider's API is not given: it writes them itself or is told in words of its own.
+WRITTEN_BY_PROVIDER = {"from", "to", "subject", "reply-to", "mime-version", "content-type", "date"}
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One copy, ready to go: envelope and complete message."""
+
+    sender: str
+    recipient: str
+    content: bytes
+
+
+class Link(Protocol):
+    """A way out that takes one letter at a time; many are open at once."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether another letter may be begun on it."""
+
+    async def prepare(self, letter: Letter) -> None:
+        """Do all that can be done before the point of no return. Raises Refused, Deferred or Dropped."""
+
+    async def hand_over(self, then: Letter | None) -> Reply:
+        """Pass the point of no return and return the acceptance; `then` is the letter to follow, where it is known.
+
+        Raises Refused, Deferred or Uncertain.
+        """
+
+    def abort(self) -> None:
+        """Cut it at once; what was prepared is not delivered."""
+
+    async def close(self) -> None:
+        """End it in good manners."""
+
+
+async def open_link() -> Link:
+    """Open a link to the relay, or to the provider that SEND_BACKEND names. Raises Unreachable."""
+    return ApiLink() if settings.SEND_BACKEND else SmtpLink(await smtp.Connection.open(account()))
+
+
+def account() -> smtp.Account:
+    """Return the relay that the settings name, with the patience of RFC 5321, 4.5.3.2, or less."""
+    patience = settings.SMTP_TIMEOUT
+    return smtp.Account(
+        host=settings.SMTP_HOST,
+        port=settings.SMTP_PORT,
+        user=settings.SMTP_USER,
+        password=settings.SMTP_PASSWORD,
+        security=settings.SMTP_SECURITY,
+        tls=_tls(settings.SMTP_CA_FILE) if settings.SMTP_SECURITY != "none" else None,
+        messages_per_connection=settings.SMTP_MESSAGES_PER_CONNECTION,
+        overlap=settings.SMTP_OVERLAP,
+        connect_seconds=min(patience, 30),
+        greeting_seconds=patience,
+        command_seconds=patience,
+        data_seconds=min(patience, 120),
+        body_seconds=min(patience, 180),
+        final_seconds=settings.SMTP_FINAL_TIMEOUT,
+    )
+
+
+@cache
+def _tls(authority: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=authority or None)
+
+
+class SmtpLink:
+    """One SMTP connection. The point of no return is the final dot."""
+
+    def __init__(self, connection: smtp.Connection) -> None:
+        self.connection = connection
+        self._begun: Letter | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.connection.usable
+
+    async def prepare(self, letter: Letter) -> None:
+        if self._begun is not letter:
+            self.connection.begin(*_envelope(letter))
+        self._begun = None
+        await self.connection.begun()
+        await self.connection.send_body(letter.content, dotless=True)  # message.py leaves no line with a dot in front
+
+    async def hand_over(self, then: Letter | None) -> Reply:
+        if self.connection.write_dot(_envelope(then) if then else None):
+            self._begun = then
+        return await self.connection.answered()
+
+    def abort(self) -> None:
+        self.connection.abort()
+
+    async def close(self) -> None:
+        await self.connection.quit()
+
+
+def _envelope(letter: Letter) -> tuple[str, str, int]:
+    return letter.sender, letter.recipient, len(letter.content)
+
+
+class ApiLink:
+    """A provider's API through one of anymail's backends. The point of no return is the request.
+
+    No idempotency key is sent, since anymail has no common word for one: a request without an answer is uncertain.
+    """
+
+    usable = True
+
+    def __init__(self) -> None:
+        self._backend = get_connection(settings.SEND_BACKEND, fail_silently=False)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="provider")
+        self._message: EmailMultiAlternatives | None = None
+
+    async def prepare(self, letter: Letter) -> None:
+        self._message = as_django(letter)
+
+    async def hand_over(self, then: Letter | None) -> Reply:
+        message, self._message = self._message, None
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._post, message)
+
+    def abort(self) -> None:
+        """Forget what was prepared: nothing of it has left."""
+        self._message = None
+
+    async def close(self) -> None:
+        self._thread.shutdown(wait=False)
+        self._backend.close()
+
+    def _post(self, message: Any) -> Reply:
+        try:
+            self._backend.send_messages([message])
+        except Exception as error:
+            raise provider_error(error) from error
+        return _acceptance(message)
+
+
+def as_django(letter: Letter) -> EmailMultiAlternatives:
+    """Return the letter as Django's own message, which anymail translates into its provider's words."""
+    parsed = email.message_from_bytes(letter.content, policy=email.policy.default)
+    assert isinstance(parsed, EmailMessage)
+    headers = {name: str(value) for name, value in parsed.items() if name.lower() not in WRITTEN_BY_PROVIDER}
+    message = EmailMultiAlternatives(
+        str(parsed["Subject"]),
+        _part(parsed, "plain"),
+        str(parsed["From"]),
+        [letter.recipient],
+        headers=headers,
+        reply_to=[str(parsed["Reply-To"])] if parsed["Reply-To"] else None,
+    )
+    message.attach_alternative(_part(parsed, "html"), "text/html")
+    return message
+
+
+def _part(parsed: EmailMessage, kind: str) -> str:
+    body = parsed.get_body(preferencelist=(kind,))
+    assert body is not None
+    return str(body.get_content())
+
+
+def _acceptance(message: Any) -> Reply:
+    """Return what the provider said of the one recipient; raises Refused where it took the request but not the copy."""
+    status = getattr(message, "anymail_status", None)
+    found = next(iter(status.recipients.values()), None) if status else None
+    if found is not None and found.status not in (None, "sent", "queued", "unknown"):
+        raise Refused(Reply(550, f"the provider says: {found.status}", "api"), kind=Class.HARD_ADDRESS)
+    return Reply(250, f"taken by the provider: {found.status if found else 'yes'}", "api", _provider_id(found))
+
+
+def _provider_id(found: Any) -> str:
+    return str(found.message_id or "")[:200] if found is not None else ""
+
+
+def provider_error(error: Exception) -> TransportError:
+    """Return what an exception of a provider's backend means for the copy; in doubt it means that nobody can know."""
+    text = " ".join(str(error).split())[:1000]
+    if isinstance(error, AnymailRecipientsRefused):
+        return Refused(Reply(550, text, "api"), kind=Class.HARD_ADDRESS)
+    if isinstance(error, requests.ConnectTimeout) or (isinstance(error, requests.ConnectionError) and _unsent(error)):
+        return Unreachable(Reply(0, text, "connect"))
+    if isinstance(error, AnymailRequestsAPIError) and error.status_code:
+        return _answered_with(error, text)
+    if isinstance(error, AnymailError) and not isinstance(error, AnymailRequestsAPIError):
+        return Refused(Reply(554, text, "api"), kind=Class.SENDER_FAULT)  # made no request: the message does not fit
+    return Uncertain(Reply(0, text, "api"))
+
+
+def _answered_with(error: AnymailRequestsAPIError, text: str) -> TransportError:
+    """Return what an HTTP status means: 429 and 503 say “not taken”, other 5xx leave it open (RFC 9110, 15)."""
+    status, wait = int(error.status_code), _retry_after(error.response)
+    if status in (420, 429):
+        kind = Class.QUOTA if classify(Reply(454, text, "api")) is Class.QUOTA or status == 420 else Class.RATE
+        return Deferred(Reply(450, text, "api"), kind=kind, retry_after=wait)
+    if status == 503:
+        return Deferred(Reply(451, text, "api"), kind=Class.RATE, retry_after=wait)
+    if status >= 500:
+        return Uncertain(Reply(0, text, "api"))
+    if status in (401, 402, 403):
+        return Deferred(Reply(454, text, "api"), kind=Class.SENDER_FAULT, is_ours=True)
+    return Refused(Reply(550, text, "api"), kind=classify(Reply(550, text, "api")))
+
+
+def _unsent(error: requests.ConnectionError) -> bool:
+    """Tell whether the connection was never made, so that nothing of the request can have left."""
+    return any(word in str(error) for word in ("NewConnectionError", "NameResolutionError", "Failed to establish"))
+
+
+def _retry_after(response: Any) -> float | None:
+    """Return the seconds that Retry-After asks for, as a number or a date (RFC 9110, 10.2.3); None without it."""
+    value = str(response.headers.get("Retry-After", "")).strip() if response is not None else ""
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - timezone.now()).total_seconds())
+    except (TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A relay's reply: SMTP code, enhanced code (RFC 3463) where there is one, text, and the phase it answered."""
+class Stop:
+    """Why sending pauses by itself, and after how many seconds it goes on by itself; None: the author decides."""
 
-    code: int
-    text: str
-    phase: str
-
-    @property
-    def enhanced_code(self) -> str:
-        found = ENHANCED.match(self.text)
-        return found.group(1) if found else ""
+    reason: str
+    seconds: float | None
 
 
-class TransportError(Exception):
-    """Something went wrong; `reply` tells what and in which phase."""
+@dataclass
+class Breaker:
+    """Watches the last replies of a worker: many that blame the sender pause the issue and no reader."""
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(f"{reply.phase}: {reply.code} {reply.text}")
-        self.reply = reply
+    faults: deque[bool] = field(default_factory=lambda: deque(maxlen=settings.BREAKER_WINDOW))
+    slow: deque[bool] = field(default_factory=lambda: deque(maxlen=settings.BREAKER_WINDOW))
 
+    def accepted(self) -> None:
+        self.faults.append(False)
+        self.slow.append(False)
 
-class Refused(TransportError):
-    """The relay refused this copy for good: do not retry."""
-
-
-class Deferred(TransportError):
-    """The relay did not take this copy now, for certain: try again later."""
-
-
-class Unreachable(Deferred):
-    """No connection: nothing was said of this copy at all."""
-
-
-class Uncertain(TransportError):
-    """The final dot was written and no reply was read: the copy may or may not have been taken."""
-
-
-@contextmanager
-def phase(name: str, lost: type[TransportError] = Deferred) -> Iterator[None]:
-    """Turn a broken connection in phase `name` into the error `lost`."""
-    try:
-        yield
-    except (OSError, smtplib.SMTPException, UnicodeError) as error:
-        raise lost(Reply(0, f"{type(error).__name__}: {error}"[:500], name)) from error
+    def look(self, error: TransportError, kind: Class) -> Stop | None:
+        """Count a refusal; return a Stop if sending has to pause."""
+        ours = error.is_ours or trips_breaker(error.reply)
+        self.faults.append(ours)
+        self.slow.append(kind is Class.RATE)
+        said = f"{error.reply.code} {error.reply.text}".strip()
+        if kind is Class.QUOTA:
+            wait = error.retry_after or settings.QUOTA_SECONDS
+            return Stop(_("The relay says that today's allowance is used up: %(said)s") % {"said": said}, wait)
+        if error.retry_after:
+            return Stop(_("The relay asked to wait: %(said)s") % {"said": said}, error.retry_after)
+        if ours and (IDENTITY.match(error.reply.enhanced_code) or sum(self.faults) >= settings.BREAKER_FAULTS):
+            return Stop(_("The relay refuses because of the sender, not the readers: %(said)s") % {"said": said}, None)
+        if sum(self.slow) >= settings.BREAKER_FAULTS:
+            wait = settings.RETRY_FIRST_SECONDS
+            return Stop(_("The relay keeps asking for a slower pace: %(said)s") % {"said": said}, wait)
+        return None
 
 
-def checked(code: int, text: bytes, name: str, *, expect: int = 250) -> Reply:
-    """Return the reply, or raise Refused on 5xx and Deferred on everything else that is not `expect`."""
-    reply = Reply(code, text.decode("ascii", "replace")[:1000], name)
-    if code == expect:
-        return reply
-    raise (Refused if 500 <= code < 600 else Deferred)(reply)
+@dataclass
+class Limiter:
+    """Holds a worker to its share of SEND_RATE, in copies a second for all workers together; 0: no limit."""
 
+    next_at: float = 0.0
 
-class Connection:
-    """One SMTP connection, opened when first needed and reused; at most one message is under way."""
-
-    def __init__(self) -> None:
-        self._smtp: smtplib.SMTP | None = None
-        self._sent = 0
-        self._in_content = False
-
-    def begin(self, sender: str, recipient: str, message: bytes) -> None:
-        """Send envelope and content, all but the final dot. Raises Refused, Deferred or Unreachable."""
-        smtp = self._open()
-        try:
-            self._envelope(smtp, sender, recipient)
-            self._in_content = True
-            with phase("body"):
-                smtp.send(message.replace(b"\r\n.", b"\r\n.."))
-        except TransportError as error:
-            self._recover(error)
-            raise
-
-    def finish(self) -> Reply:
-        """Write the final dot and return the relay's 250. Raises Refused, Deferred or Uncertain."""
-        smtp = self._smtp
-        assert smtp is not None
-        assert smtp.sock is not None
-        try:
-            with phase("final_dot", lost=Uncertain):
-                smtp.sock.settimeout(settings.SMTP_FINAL_TIMEOUT)
-                smtp.send(b".\r\n")
-                code, text = smtp.getreply()
-                smtp.sock.settimeout(settings.SMTP_TIMEOUT)
-            if code == -1:
-                raise Uncertain(Reply(0, "no reply", "final_dot"))
-            self._in_content = False
-            reply = checked(code, text, "final_dot")
-        except Uncertain:
-            self.abort()
-            raise
-        self._count()
-        return reply
-
-    def abort(self) -> None:
-        """Cut the connection: content without its final dot is never delivered (RFC 5321, 4.1.1.4)."""
-        if self._smtp:
-            self._smtp.close()
-        self._smtp, self._sent, self._in_content = None, 0, False
-
-    def close(self) -> None:
-        """Say QUIT and close, or cut the connection in the midst of content; a relay that is gone is no error."""
-        if self._smtp and not self._in_content:
-            try:
-                self._smtp.quit()
-            except (OSError, smtplib.SMTPException):
-                logger.debug("the relay was gone before QUIT")
-        self.abort()
-
-    def _open(self) -> smtplib.SMTP:
-        if self._smtp is None:
-            with phase("connect", lost=Unreachable):
-                self._smtp = self._connect()
-        return self._smtp
-
-    def _connect(self) -> smtplib.SMTP:
-        context = ssl.create_default_context()
-        if settings.SMTP_SECURITY == "tls":
-            smtp: smtplib.SMTP = smtplib.SMTP_SSL(
-                settings.SMTP_HOST, settings.SMTP_PORT, timeout=settings.SMTP_TIMEOUT, context=context
-            )
-        else:
-            smtp = smtplib.SMTP(settings.SMTP_HOST, settings.SMTP_PORT, timeout=settings.SMTP_TIMEOUT)
-        try:
-            if settings.SMTP_SECURITY == "starttls":
-                smtp.starttls(context=context)
-            if settings.SMTP_USER:
-                smtp.login(settings.SMTP_USER, settings.SMTP_PASSWORD)
-            smtp.ehlo_or_helo_if_needed()
-            assert smtp.sock is not None
-            # The final dot is a small write of its own: without this it waits 40 ms for the receiver's delayed ACK.
-            smtp.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            smtp.close()
-            raise
-        return smtp
-
-    def _envelope(self, smtp: smtplib.SMTP, sender: str, recipient: str) -> None:
-        with phase("mail"):
-            code, text = smtp.mail(sender)
-        checked(code, text, "mail")
-        with phase("rcpt"):
-            code, text = smtp.rcpt(recipient)
-        checked(code, text, "rcpt")
-        with phase("data"):
-            code, text = smtp.docmd("DATA")
-        checked(code, text, "data", expect=354)
-
-    def _recover(self, error: TransportError) -> None:
-        """Keep the connection after a refusal in words, drop it after anything else (421 announces a close)."""
-        if error.reply.code in (0, -1, 421) or error.reply.phase == "body" or self._smtp is None:
-            self.abort()
+    async def turn(self, workers: int) -> None:
+        """Wait until this worker may begin one more copy."""
+        if settings.SEND_RATE <= 0:
             return
-        try:
-            self._smtp.rset()
-        except (OSError, smtplib.SMTPException):
-            self.abort()
+        now = time.monotonic()
+        at = max(now, self.next_at)
+        self.next_at = at + max(1, workers) / settings.SEND_RATE
+        if at > now:
+            await asyncio.sleep(at - now)
 
-    def _count(self) -> None:
-        self._sent += 1
-        if self._sent >= settings.SMTP_MESSAGES_PER_CONNECTION:
-            self.close()
+
+def retry_delay(error: TransportError, attempt: int) -> float:
+    """Return the seconds to wait after the `attempt`-th try (counted from 0): doubling, bounded (RFC 5321, 4.5.4.1).
+
+    A connection that only died is tried again soon, the first time.
+    """
+    if isinstance(error, Dropped) and attempt == 0:
+        return float(settings.RECONNECT_SECONDS)
+    backoff = min(settings.RETRY_FIRST_SECONDS * 2 ** min(attempt, 20), settings.RETRY_MAX_SECONDS)
+    return float(max(backoff, error.retry_after or 0.0))

@@ -8,6 +8,7 @@ import smtplib
 from email.utils import make_msgid
 from typing import Any
 
+import requests
 from django.conf import settings
 from django.core.mail import EmailMultiAlternatives
 from django.db import transaction
@@ -16,7 +17,7 @@ from django.urls import reverse
 from django.utils import timezone, translation
 
 from posts.models import Publication
-from subscribers import addresses, tokens
+from subscribers import addresses, instance, tokens
 from subscribers.models import MagicLink, Subscriber, SystemMail
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,16 @@ def owe(
     )
 
 
+def owe_once(kind: str, *, once: str, address: str = "", context: dict[str, Any]) -> None:
+    """Put a mail into the outbox unless one with the same `once` was ever owed."""
+    mail = SystemMail(kind=kind, once=once, address=address, context=context)
+    SystemMail.objects.bulk_create([mail], ignore_conflicts=True)
+
+
 def send_all_due(limit: int) -> int:
-    """Send up to `limit` mails that are due; return how many went."""
+    """Send up to `limit` mails that are due; return how many went. A copy of the database sends none."""
+    if not instance.is_armed():
+        return 0
     due = SystemMail.objects.due().order_by("due_at").values_list("pk", flat=True)[:limit]
     return sum(send_due(mail_id) for mail_id in list(due))
 
@@ -45,17 +54,25 @@ def send_due(mail_id: int) -> bool:
     with transaction.atomic():
         due = SystemMail.objects.due().select_for_update(skip_locked=True, of=("self",))
         mail = due.select_related("subscriber").filter(pk=mail_id).first()
-        if mail is None:
+        if mail is None or not instance.is_armed():
             return False
         try:
             with transaction.atomic():
-                _message(mail).send()
+                _hand_over(mail)
         except (OSError, smtplib.SMTPException) as error:
             _put_off(mail, error)
             return False
         mail.sent_at = timezone.now()
         mail.save(update_fields=["sent_at"])
         return True
+
+
+def _hand_over(mail: SystemMail) -> None:
+    if mail.kind == SystemMail.Kind.WEBHOOK:
+        answer = requests.post(settings.ALERT_WEBHOOK_URL, json={"id": mail.pk, **mail.context}, timeout=10)
+        answer.raise_for_status()
+    else:
+        _message(mail).send()
 
 
 def _put_off(mail: SystemMail, error: Exception) -> None:

@@ -180,6 +180,7 @@ class SystemMail(models.Model):
         ALREADY = "already", _("You are subscribed already")
         MAGIC_LINK = "magic_link", _("Link to your preferences")
         ALERT = "alert", _("Alert to the author")
+        WEBHOOK = "webhook", _("Alert to the author's webhook")
 
     kind = models.CharField(max_length=12, choices=Kind)
     subscriber = models.ForeignKey(
@@ -189,6 +190,8 @@ class SystemMail(models.Model):
     context = models.JSONField(default=dict, blank=True)
     # Whom it reaches, with tags and dots taken out where the provider ignores them: for counting, never for identity.
     mailbox = models.CharField(max_length=254, blank=True, editable=False)
+    # Names what is owed only once, however many notice it.
+    once = models.CharField(max_length=200, null=True, unique=True, editable=False)  # noqa: DJ001  NULLs do not collide
     created_at = models.DateTimeField(auto_now_add=True)
     due_at = models.DateTimeField(db_default=Now())
     attempts = models.PositiveSmallIntegerField(default=0)
@@ -206,3 +209,18 @@ class SystemMail(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} #{self.pk}"
+
+
+class Instance(models.Model):
+    """The one installation that may send from this database; see subscribers/instance.py."""
+
+    system_identifier = models.CharField(max_length=32)
+    database_oid = models.BigIntegerField()
+    installation = models.CharField(max_length=32)
+    armed_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="one_instance")]
+
+    def __str__(self) -> str:
+        return f"armed {self.armed_at:%Y-%m-%d %H:%M}"

@@ -95,6 +95,7 @@ class Workers:
             "REDIS_URL": redis_url(),
             "SECRET_KEY": settings.SECRET_KEY,
             "PEPPER": settings.PEPPER,
+            "INSTANCE_ID": settings.INSTANCE_ID,
             "SITE_URL": settings.SITE_URL,
             "MEDIA_ROOT": str(settings.MEDIA_ROOT),
             "SMTP_HOST": "127.0.0.1",

@@ -1,0 +1,349 @@
+"""The ledger's statements, as a worker speaks them: claim, intend, settle, release, on connections of its own.
+
+Every write names the fence of the claim under which it is made, and the state it expects to find: a worker that lost a
+row changes nothing. All instants are the database's. What each state may become stands in `Delivery.MOVES`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from django.conf import settings
+from django.db import connection
+
+from newsletter.models import Delivery
+from newsletter.replies import Class, Reply
+from subscribers import instance
+
+State = Delivery.State
+
+# The plans must not depend on statistics that a fresh freeze has just made wrong, nor spend time on compiling.
+OPTIONS = "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c synchronous_commit=on"
+
+OPEN_LEASE = """
+INSERT INTO newsletter_lease (issue_id, owner, expires_at)
+VALUES (%(issue)s, %(owner)s, now() + make_interval(secs => %(seconds)s)) RETURNING id
+"""
+
+RENEW_LEASE = """
+UPDATE newsletter_lease
+   SET expires_at = now() + make_interval(secs => %(seconds)s), renewed_at = now(), settled = %(settled)s,
+       settled_at = CASE WHEN settled < %(settled)s THEN now() ELSE settled_at END
+ WHERE id = %(lease)s AND ended_at IS NULL
+RETURNING (SELECT count(*) FROM newsletter_lease WHERE ended_at IS NULL AND expires_at > now())
+"""
+
+# The sweeper ends it, as it ends every lease that has expired: it alone looks whether anything is still held under it.
+LET_GO = """
+UPDATE newsletter_lease
+   SET expires_at = now(), renewed_at = now(), settled = %(settled)s,
+       settled_at = CASE WHEN settled < %(settled)s THEN now() ELSE settled_at END
+ WHERE id = %(lease)s AND ended_at IS NULL
+"""
+
+# Nothing is claimed for an issue that does not send, under a lease that has ended, or in a copy of the database.
+# The lease is locked, so that the sweeper which ends it sees everything that was claimed under it.
+CLAIM = """
+WITH allowed AS MATERIALIZED (
+    SELECT l.id FROM newsletter_lease l JOIN newsletter_issue i ON i.id = l.issue_id
+      JOIN subscribers_instance a ON a.system_identifier = (SELECT system_identifier FROM pg_control_system())::text
+       AND a.database_oid = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND a.installation = %(installation)s
+     WHERE l.id = %(lease)s AND l.ended_at IS NULL AND l.expires_at > now() AND i.state = 'sending'
+       FOR SHARE OF l
+), again AS MATERIALIZED (
+    SELECT id, subscriber_id FROM newsletter_delivery
+     WHERE issue_id = %(issue)s AND next_attempt_at <= now() AND state IN ('pending', 'deferred')
+       AND EXISTS (SELECT 1 FROM allowed)
+     ORDER BY next_attempt_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), fresh AS MATERIALIZED (
+    SELECT id, subscriber_id FROM newsletter_delivery
+     WHERE issue_id = %(issue)s AND fence = 0 AND NOT at_freeze AND id > %(after)s AND state = 'pending'
+       AND EXISTS (SELECT 1 FROM allowed)
+     ORDER BY id LIMIT (%(limit)s - (SELECT count(*) FROM again)) FOR UPDATE SKIP LOCKED
+)
+UPDATE newsletter_delivery d
+   SET state = 'claimed', fence = d.fence + 1, lease_id = %(lease)s, next_attempt_at = NULL, updated_at = now()
+  FROM (SELECT * FROM again UNION ALL SELECT * FROM fresh) due
+  LEFT JOIN subscribers_subscriber s ON s.id = due.subscriber_id
+ WHERE d.id = due.id
+RETURNING d.id, d.subscriber_id, d.fence, d.attempt, d.address, d.name, s.unsubscribe_id, d.render_sha256
+"""
+
+# The readers' rows and the issue's are locked and looked at anew: an unsubscribe or a pause that committed first wins,
+# one that comes later waits until these intents are committed. A reader's row that somebody is changing at this moment
+# is passed over and his copy handed back, so that one slow transaction holds up nobody else.
+# The same statement writes down the copies that the relay has taken since: see DESIGN.md, "Why is the final dot ...".
+INTEND = """
+WITH i AS MATERIALIZED (
+    SELECT id FROM newsletter_issue WHERE id = %s AND state = 'sending' FOR SHARE
+), s AS MATERIALIZED (
+    SELECT id FROM subscribers_subscriber
+     WHERE id = ANY(%s::bigint[]) AND status = 'active' AND NOT suppressed
+       AND (paused_until IS NULL OR paused_until <= now()) AND EXISTS (SELECT 1 FROM i)
+     ORDER BY id FOR SHARE SKIP LOCKED
+), done AS (
+    UPDATE newsletter_delivery d
+       SET state = 'accepted', smtp_code = o.code, enhanced_code = o.enhanced, reply_text = o.text, reply_class = '',
+           phase = 'final_dot', provider_id = o.provider, attempt = d.attempt + 1, accepted_at = now(),
+           next_attempt_at = NULL, updated_at = now()
+      FROM unnest(%s::bigint[], %s::int[], %s::int[], %s::text[], %s::text[], %s::text[])
+           AS o(id, fence, code, enhanced, text, provider)
+     WHERE d.id = o.id AND d.fence = o.fence AND d.state IN ('handing_over', 'uncertain')
+    RETURNING d.id
+), up AS (
+    UPDATE newsletter_delivery d SET state = 'handing_over', updated_at = now()
+      FROM unnest(%s::bigint[], %s::int[], %s::bigint[]) AS n(id, fence, subscriber) JOIN s ON s.id = n.subscriber
+     WHERE d.id = n.id AND d.fence = n.fence AND d.state = 'claimed'
+    RETURNING d.id
+)
+SELECT coalesce((SELECT array_agg(id) FROM up), '{}'), coalesce((SELECT array_agg(id) FROM done), '{}')
+"""
+
+# Why an intent was refused, in the words of the ledger: the copy is left out for good, or handed back.
+REFUSE = """
+UPDATE newsletter_delivery d
+   SET state = CASE WHEN r.reason <> '' THEN 'skipped' ELSE 'pending' END, reason = r.reason,
+       next_attempt_at = CASE WHEN r.reason <> '' THEN NULL WHEN r.sending THEN now() + make_interval(secs => %(delay)s)
+                              ELSE now() END,
+       updated_at = now()
+  FROM unnest(%(ids)s::bigint[], %(fences)s::int[]) AS n(id, fence), LATERAL (
+    SELECT i.state = 'sending' AS sending,
+           CASE WHEN i.state = 'cancelled' THEN 'cancelled' WHEN s.id IS NULL OR s.status = 'erased' THEN 'erased'
+                WHEN s.status <> 'active' THEN 'unsubscribed' WHEN s.suppressed THEN 'suppressed'
+                WHEN s.paused_until > now() THEN 'paused' ELSE '' END AS reason
+      FROM newsletter_delivery x JOIN newsletter_issue i ON i.id = x.issue_id
+      LEFT JOIN subscribers_subscriber s ON s.id = x.subscriber_id WHERE x.id = n.id) r
+ WHERE d.id = n.id AND d.fence = n.fence AND d.state = 'claimed'
+RETURNING r.sending
+"""
+
+# A holder of the fence may still settle its own row that the sweeper has meanwhile called uncertain.
+# A copy put off is given up when the issue's time is over, and left out where the issue was cancelled meanwhile.
+SETTLE = """
+UPDATE newsletter_delivery d
+   SET state = w.state, reason = CASE WHEN w.state = 'skipped' THEN 'cancelled' ELSE d.reason END,
+       smtp_code = %(code)s, enhanced_code = %(enhanced)s, reply_text = %(text)s, reply_class = %(class)s,
+       phase = %(phase)s, provider_id = %(provider)s, render_sha256 = %(sha256)s, attempt = d.attempt + 1,
+       updated_at = now(), accepted_at = CASE WHEN w.state = 'accepted' THEN now() END,
+       next_attempt_at = CASE WHEN w.state IN ('deferred', 'pending') THEN now() + make_interval(secs => %(delay)s)
+                              WHEN w.state = 'uncertain' THEN now() + make_interval(secs => %(doubt)s) END
+  FROM (SELECT i.id, CASE WHEN %(state)s::text NOT IN ('deferred', 'pending') THEN %(state)s::text
+                    WHEN i.state = 'cancelled' THEN 'skipped'
+                    WHEN %(state)s::text = 'deferred' AND i.give_up_at < now() + make_interval(secs => %(delay)s)
+                    THEN 'expired' ELSE %(state)s::text END AS state
+          FROM newsletter_issue i WHERE i.id = %(issue)s) w
+ WHERE d.id = %(id)s AND d.fence = %(fence)s AND d.state = ANY(%(expected)s) AND d.issue_id = w.id
+"""
+
+RELEASE = """
+UPDATE newsletter_delivery d
+   SET state = CASE WHEN i.state = 'cancelled' THEN 'skipped' ELSE 'pending' END,
+       reason = CASE WHEN i.state = 'cancelled' THEN 'cancelled' ELSE d.reason END,
+       next_attempt_at = CASE WHEN i.state <> 'cancelled' THEN now() + make_interval(secs => %(delay)s) END,
+       updated_at = now()
+  FROM unnest(%(ids)s::bigint[], %(fences)s::int[]) AS n(id, fence), newsletter_issue i
+ WHERE i.id = %(issue)s AND d.id = n.id AND d.fence = n.fence AND d.state = ANY(%(expected)s)
+"""
+
+PAUSE = """
+UPDATE newsletter_issue SET state = 'paused', pause_reason = %(reason)s,
+       resume_at = CASE WHEN %(seconds)s::float8 IS NOT NULL THEN now() + make_interval(secs => %(seconds)s) END
+ WHERE id = %(issue)s AND state = 'sending'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A claimed row: what it takes to hand one reader's copy over and to write down the outcome."""
+
+    id: int
+    subscriber_id: int
+    fence: int
+    attempt: int
+    address: str
+    name: str
+    unsubscribe_id: UUID | None
+    render_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a copy, not yet written down; `delay` is the seconds to wait where it is tried again."""
+
+    copy: Copy
+    state: str
+    reply: Reply
+    kind: Class | str = ""
+    delay: float = 0.0
+    sha256: str = ""
+
+
+class Away(Exception):
+    """The database can't be reached: nothing more is known of what was just said to it."""
+
+
+class Ledger:
+    """A worker's own two connections to the ledger of one issue: one for intents, one for all else."""
+
+    def __init__(self, issue_id: int) -> None:
+        self.issue_id = issue_id
+        self.owner = f"{socket.gethostname()[:60]}:{os.getpid()}"
+        self.lease: int | None = None
+        self.settled = 0
+        self.workers = 1  # live leases, this one included
+        self._after = 0
+        self._connections: dict[str, psycopg.AsyncConnection[Any]] = {}
+
+    async def open(self) -> None:
+        """Take a lease. Raises Away."""
+        values = {"issue": self.issue_id, "owner": self.owner, "seconds": settings.LEASE_SECONDS}
+        ((self.lease,),) = await self._run(OPEN_LEASE, values)
+
+    async def renew(self) -> bool:
+        """Lengthen the lease; False if the sweeper has ended it. Raises Away."""
+        found = await self._run(RENEW_LEASE, {**self._leased(), "seconds": settings.LEASE_SECONDS})
+        self.workers = found[0][0] if found else self.workers
+        return bool(found)
+
+    async def claim(self, limit: int) -> list[Copy]:
+        """Take up to `limit` due copies, those to be tried again first. Raises Away."""
+        values = {
+            "issue": self.issue_id,
+            "lease": self.lease,
+            "limit": limit,
+            "after": self._after,
+            "installation": instance.installation(),
+        }
+        copies = sorted((Copy(*row) for row in await self._run(CLAIM, values)), key=lambda copy: copy.id)
+        if not copies and self._after:  # what others let go of behind us
+            self._after = 0
+            return await self.claim(limit)
+        self._after = max([self._after, *(copy.id for copy in copies if copy.fence == 1)])
+        return copies
+
+    async def intend(self, copies: Sequence[Copy], accepted: Sequence[Outcome]) -> tuple[set[int], set[int]]:
+        """In one transaction commit the intent to hand over `copies` and write down those that were `accepted`.
+
+        Returns the ids that may be handed over now, and those written down. Raises Away.
+        """
+        replies = [outcome.reply for outcome in accepted]
+        subscribers = _array(copy.subscriber_id for copy in copies)
+        values = (
+            self.issue_id,
+            subscribers,
+            _array(outcome.copy.id for outcome in accepted),
+            _array(outcome.copy.fence for outcome in accepted),
+            _array(reply.code for reply in replies),
+            [reply.enhanced_code for reply in replies],
+            [reply.text for reply in replies],
+            [reply.provider_id for reply in replies],
+            _array(copy.id for copy in copies),
+            _array(copy.fence for copy in copies),
+            subscribers,
+        )
+        ((up, done),) = await self._run(INTEND, values, "intents")
+        self.settled += len(done)
+        return set(up), set(done)
+
+    async def refuse(self, copies: Sequence[Copy], *, delay: float) -> bool:
+        """Write down why copies may not be handed over; return whether the issue is still sending. Raises Away.
+
+        A copy whose reader's row was locked by somebody else is due again after `delay` seconds.
+        """
+        return all(sending for (sending,) in await self._run(REFUSE, {**_fenced(copies), "delay": delay}))
+
+    async def settle(self, outcome: Outcome) -> bool:
+        """Write an outcome into the row if it is still this worker's. Raises Away."""
+        copy, reply = outcome.copy, outcome.reply
+        values = {
+            "issue": self.issue_id,
+            "id": copy.id,
+            "fence": copy.fence,
+            "state": str(outcome.state),
+            "code": reply.code or None,
+            "enhanced": reply.enhanced_code,
+            "text": reply.text,
+            "class": str(outcome.kind),
+            "phase": reply.phase,
+            "provider": reply.provider_id,
+            "sha256": outcome.sha256,
+            "delay": outcome.delay,
+            "doubt": settings.UNKNOWN_SETTLE_SECONDS,
+            "expected": [*_expected(outcome.state)],
+        }
+        written: bool = await self._run(SETTLE, values) > 0
+        self.settled += written
+        return written
+
+    async def release(self, copies: Sequence[Copy], *, delay: float = 0.0, cut: bool = False) -> None:
+        """Give copies back, due again after `delay` seconds; `cut`: the hand-over had been intended. Raises Away."""
+        if copies:
+            expected = ["claimed", "handing_over", "uncertain"] if cut else ["claimed"]
+            await self._run(RELEASE, {**_fenced(copies), "issue": self.issue_id, "delay": delay, "expected": expected})
+
+    async def pause(self, reason: str, *, seconds: float | None) -> None:
+        """Pause the issue for `reason`, to go on by itself after `seconds` where they are given. Raises Away."""
+        await self._run(PAUSE, {"issue": self.issue_id, "reason": reason, "seconds": seconds})
+
+    async def let_go(self) -> None:
+        """Let the lease expire: nothing is held under it any more. Raises Away."""
+        await self._run(LET_GO, self._leased())
+
+    async def close(self) -> None:
+        for name in list(self._connections):
+            await self._connections.pop(name).close()
+
+    async def _run(self, statement: str, values: Any, name: str = "rows") -> Any:
+        """Run one statement in a transaction of its own; return its rows, or the count where it returns none."""
+        try:
+            cursor = await (await self._connection(name)).execute(statement.encode(), values, prepare=True)
+            return await cursor.fetchall() if cursor.description else cursor.rowcount
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if lost := self._connections.pop(name, None):
+                await lost.close()
+            raise Away(f"{type(error).__name__}: {error}") from error
+
+    async def _connection(self, name: str) -> psycopg.AsyncConnection[Any]:
+        if name not in self._connections:
+            self._connections[name] = await psycopg.AsyncConnection.connect(**parameters())
+        return self._connections[name]
+
+    def _leased(self) -> dict[str, Any]:
+        return {"lease": self.lease, "settled": self.settled}
+
+
+def parameters() -> dict[str, Any]:
+    """Return what it takes to open one more connection to Django's database."""
+    known = connection.get_connection_params()
+    found = {key: known[key] for key in ("dbname", "user", "password", "host", "port") if known.get(key)}
+    kept = {key: known[key] for key in known if key.startswith(("ssl", "target_", "keepalives", "channel_"))}
+    return {
+        **found,
+        **kept,
+        "autocommit": True,
+        "connect_timeout": 5,
+        "options": OPTIONS,
+        "application_name": "masthead-sender",
+    }
+
+
+def _expected(state: str) -> Iterable[str]:
+    """Return the states that a holder's row may be in for it to become `state`."""
+    held = ("claimed", "handing_over", "uncertain")
+    return [old for old in held if state in Delivery.MOVES[State(old)] or state == old]
+
+
+def _fenced(copies: Sequence[Copy]) -> dict[str, Any]:
+    return {"ids": _array(copy.id for copy in copies), "fences": _array(copy.fence for copy in copies)}
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """Return an array in PostgreSQL's own words, whose type the statement names: one plan for every size."""
+    return "{" + ",".join(map(str, numbers)) + "}"
