@@ -61,7 +61,7 @@ def tell_of_stalled_issues() -> None:
     quiet = Now() - _seconds(settings.STALL_SECONDS)
     moved = Greatest(models.F("started_at"), Coalesce(models.Max("leases__settled_at"), models.F("started_at")))
     for issue in Issue.objects.sending().annotate(moved_at=moved).filter(moved_at__lte=quiet):
-        if issue.deliveries.due().exists() or issue.leases.filter(ended_at=None).exists():
+        if issue.has_due() or issue.leases.filter(ended_at=None).exists():
             alert(
                 "stalled",
                 {**about(issue), "since": issue.moved_at.isoformat()},

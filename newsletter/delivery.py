@@ -26,7 +26,7 @@ from django.utils.translation import gettext as _
 
 from newsletter import ledger, message, rendering, transport
 from newsletter.ledger import Away, Copy, Outcome
-from newsletter.models import Delivery, Issue
+from newsletter.models import Delivery, Frontier, Issue
 from newsletter.replies import (
     Refused,
     Reply,
@@ -87,6 +87,7 @@ def freeze(issue_id: int) -> bool:
         issue.source = rendering.render_issue(issue, date=now)
         issue.source_sha256 = message.source_sha256(issue.source)
         issue.candidates, issue.planned, issue.excluded = _plan(issue.pk)
+        Frontier.objects.create(issue=issue)
         issue.prepared_at = now
         assert issue.due_at is not None
         issue.late = now - issue.due_at > LATE
@@ -145,6 +146,7 @@ def _send_more(issue: Issue, act: Callable[[], int]) -> int:
 
 def _plan_joined(issue: Issue) -> int:
     candidates, planned, excluded = _plan(issue.pk, joined=True)
+    Frontier.objects.filter(issue=issue).update(subscriber_id=0)  # who joined may have asked long ago
     Issue.objects.filter(pk=issue.pk).update(
         candidates=models.F("candidates") + candidates,
         planned=models.F("planned") + planned,

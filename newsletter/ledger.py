@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -23,8 +23,19 @@ from subscribers import instance
 
 State = Delivery.State
 
-# The plans must not depend on statistics that a fresh freeze has just made wrong, nor spend time on compiling.
-OPTIONS = "-c jit=off -c enable_seqscan=off -c plan_cache_mode=force_generic_plan -c synchronous_commit=on"
+# A few rows are looked up by their keys, always: the plan must not depend on statistics, which a freeze has just made
+# wrong, nor walk an index from its beginning for a merge, nor be compiled.
+OPTIONS = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "jit=off",
+        "enable_seqscan=off",
+        "enable_mergejoin=off",
+        "enable_hashjoin=off",
+        "plan_cache_mode=force_generic_plan",
+        "synchronous_commit=on",
+    )
+)
 
 OPEN_LEASE = """
 INSERT INTO newsletter_lease (issue_id, owner, expires_at)
@@ -39,10 +50,10 @@ UPDATE newsletter_lease
 RETURNING (SELECT count(*) FROM newsletter_lease WHERE ended_at IS NULL AND expires_at > now())
 """
 
-# The sweeper ends it, as it ends every lease that has expired: it alone looks whether anything is still held under it.
+# A lease under which something is still held is left for the sweeper to end.
 LET_GO = """
 UPDATE newsletter_lease
-   SET expires_at = now(), renewed_at = now(), settled = %(settled)s,
+   SET expires_at = now(), ended_at = CASE WHEN %(clean)s THEN now() END, renewed_at = now(), settled = %(settled)s,
        settled_at = CASE WHEN settled < %(settled)s THEN now() ELSE settled_at END
  WHERE id = %(lease)s AND ended_at IS NULL
 """
@@ -62,17 +73,24 @@ WITH allowed AS MATERIALIZED (
      WHERE issue_id = %(issue)s AND next_attempt_at <= now() AND state IN ('pending', 'deferred')
        AND EXISTS (SELECT 1 FROM allowed)
      ORDER BY next_attempt_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), frontier AS MATERIALIZED (
+    SELECT issue_id, subscriber_id FROM newsletter_frontier
+     WHERE issue_id = %(issue)s AND EXISTS (SELECT 1 FROM allowed) FOR UPDATE
 ), fresh AS MATERIALIZED (
     SELECT id, subscriber_id FROM newsletter_delivery
-     WHERE issue_id = %(issue)s AND fence = 0 AND NOT at_freeze AND id > %(after)s AND state = 'pending'
-       AND EXISTS (SELECT 1 FROM allowed)
-     ORDER BY id LIMIT (%(limit)s - (SELECT count(*) FROM again)) FOR UPDATE SKIP LOCKED
+     WHERE issue_id = %(issue)s AND subscriber_id > (SELECT subscriber_id FROM frontier)
+       AND fence = 0 AND state = 'pending'
+     ORDER BY subscriber_id LIMIT (%(limit)s - (SELECT count(*) FROM again))
+), moved AS (
+    UPDATE newsletter_frontier f SET subscriber_id = n.last
+      FROM (SELECT max(subscriber_id) AS last FROM fresh) n
+     WHERE f.issue_id = %(issue)s AND n.last > f.subscriber_id
 )
 UPDATE newsletter_delivery d
    SET state = 'claimed', fence = d.fence + 1, lease_id = %(lease)s, next_attempt_at = NULL, updated_at = now()
   FROM (SELECT * FROM again UNION ALL SELECT * FROM fresh) due
   LEFT JOIN subscribers_subscriber s ON s.id = due.subscriber_id
- WHERE d.id = due.id
+ WHERE d.id = due.id AND d.state IN ('pending', 'deferred')
 RETURNING d.id, d.subscriber_id, d.fence, d.attempt, d.address, d.name, s.unsubscribe_id, d.render_sha256
 """
 
@@ -159,8 +177,7 @@ UPDATE newsletter_issue SET state = 'paused', pause_reason = %(reason)s,
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """A claimed row: what it takes to hand one reader's copy over and to write down the outcome."""
 
     id: int
@@ -198,7 +215,8 @@ class Ledger:
         self.lease: int | None = None
         self.settled = 0
         self.workers = 1  # live leases, this one included
-        self._after = 0
+        self._held: set[int] = set()  # copies claimed and not yet settled, refused or released
+        self._installation = instance.installation()
         self._connections: dict[str, psycopg.AsyncConnection[Any]] = {}
 
     async def open(self) -> None:
@@ -214,18 +232,9 @@ class Ledger:
 
     async def claim(self, limit: int) -> list[Copy]:
         """Take up to `limit` due copies, those to be tried again first. Raises Away."""
-        values = {
-            "issue": self.issue_id,
-            "lease": self.lease,
-            "limit": limit,
-            "after": self._after,
-            "installation": instance.installation(),
-        }
-        copies = sorted((Copy(*row) for row in await self._run(CLAIM, values)), key=lambda copy: copy.id)
-        if not copies and self._after:  # what others let go of behind us
-            self._after = 0
-            return await self.claim(limit)
-        self._after = max([self._after, *(copy.id for copy in copies if copy.fence == 1)])
+        values = {**self._leased(), "issue": self.issue_id, "limit": limit, "installation": self._installation}
+        copies = sorted(Copy(*row) for row in await self._run(CLAIM, values))
+        self._held.update(copy.id for copy in copies)
         return copies
 
     async def intend(self, copies: Sequence[Copy], accepted: Sequence[Outcome]) -> tuple[set[int], set[int]]:
@@ -250,6 +259,7 @@ class Ledger:
         )
         ((up, done),) = await self._run(INTEND, values, "intents")
         self.settled += len(done)
+        self._held.difference_update(outcome.copy.id for outcome in accepted)
         return set(up), set(done)
 
     async def refuse(self, copies: Sequence[Copy], *, delay: float) -> bool:
@@ -257,7 +267,9 @@ class Ledger:
 
         A copy whose reader's row was locked by somebody else is due again after `delay` seconds.
         """
-        return all(sending for (sending,) in await self._run(REFUSE, {**_fenced(copies), "delay": delay}))
+        found = await self._run(REFUSE, {**_fenced(copies), "delay": delay})
+        self._held.difference_update(copy.id for copy in copies)
+        return all(sending for (sending,) in found)
 
     async def settle(self, outcome: Outcome) -> bool:
         """Write an outcome into the row if it is still this worker's. Raises Away."""
@@ -280,6 +292,7 @@ class Ledger:
         }
         written: bool = await self._run(SETTLE, values) > 0
         self.settled += written
+        self._held.discard(copy.id)
         return written
 
     async def release(self, copies: Sequence[Copy], *, delay: float = 0.0, cut: bool = False) -> None:
@@ -293,8 +306,8 @@ class Ledger:
         await self._run(PAUSE, {"issue": self.issue_id, "reason": reason, "seconds": seconds})
 
     async def let_go(self) -> None:
-        """Let the lease expire: nothing is held under it any more. Raises Away."""
-        await self._run(LET_GO, self._leased())
+        """End the lease; one under which something is still held only expires. Raises Away."""
+        await self._run(LET_GO, {**self._leased(), "clean": not self._held})
 
     async def close(self) -> None:
         for name in list(self._connections):

@@ -27,9 +27,10 @@ END_LEASES = """
 UPDATE newsletter_lease SET ended_at = now()
  WHERE id IN (SELECT id FROM newsletter_lease WHERE ended_at IS NULL AND expires_at <= now()
                ORDER BY id FOR UPDATE SKIP LOCKED)
-RETURNING id
+RETURNING id, issue_id
 """
 
+# Found by looking through the issue's rows: no index speaks of leases, and a worker seldom dies.
 TAKE_BACK = """
 UPDATE newsletter_delivery d
    SET state = CASE WHEN d.state = 'handing_over' THEN 'uncertain' WHEN i.state = 'cancelled' THEN 'skipped'
@@ -41,7 +42,7 @@ UPDATE newsletter_delivery d
                     ELSE 'the worker was lost after the hand-over began, before the reply was written down' END,
        updated_at = now()
   FROM newsletter_issue i
- WHERE d.lease_id = ANY(%s) AND d.state IN ('claimed', 'handing_over') AND i.id = d.issue_id
+ WHERE i.id = d.issue_id AND d.issue_id = ANY(%s) AND d.lease_id = ANY(%s) AND d.state IN ('claimed', 'handing_over')
 RETURNING d.state
 """
 
@@ -94,7 +95,7 @@ def is_overdue() -> bool:
 
 def issues_with_work() -> list[int]:
     """Return the sending issues that have at least one copy due now."""
-    return [issue.pk for issue in Issue.objects.sending().defer("source") if issue.deliveries.due().exists()]
+    return [issue.pk for issue in Issue.objects.sending().defer("source") if issue.has_due()]
 
 
 def settle_issues() -> None:
@@ -139,9 +140,10 @@ def end_leases() -> None:
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(END_LEASES)
-        if not (ended := [lease for (lease,) in cursor.fetchall()]):
+        if not (ended := cursor.fetchall()):
             return
-        cursor.execute(TAKE_BACK, [settings.UNKNOWN_SETTLE_SECONDS, ended])
+        leases, issues = zip(*ended, strict=True)
+        cursor.execute(TAKE_BACK, [settings.UNKNOWN_SETTLE_SECONDS, list(set(issues)), list(leases)])
         states = [state for (state,) in cursor.fetchall()]
     if states:
         logger.warning("%s copies taken back, %s of them uncertain", len(states), states.count("uncertain"))
