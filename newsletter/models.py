@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from django.utils.translation import gettext_lazy as _
 from newsletter import message
 from posts import markdown
 from posts.models import CONTROL_CHARACTERS, Post, Publication
+from subscribers.models import Subscriber
 
 
 class SlotQuerySet(models.QuerySet["Slot"]):
@@ -361,6 +363,13 @@ class Counts:
 
     by_state: dict[str, int]
 
+    @classmethod
+    def of_groups(cls, groups: Iterable[Group]) -> Counts:
+        by_state: Counter[str] = Counter()
+        for group in groups:
+            by_state[group.state] += group.count
+        return cls(dict(by_state))
+
     def of(self, states: Iterable[str]) -> int:
         return sum(self.by_state.get(state, 0) for state in states)
 
@@ -392,11 +401,33 @@ class Counts:
     def open(self) -> int:
         return self.of(Delivery.OPEN)
 
+    @property
+    def resendable(self) -> int:
+        return self.of(Delivery.RESENDABLE)
+
+    @property
+    def percent(self) -> int:
+        """Return how much of the audience is no longer open, rounded down."""
+        return 100 * (self.audience - self.open) // self.audience if self.audience else 100
+
     def __str__(self) -> str:
         return (
             f"{self.audience} = {self.sent} sent + {self.skipped} skipped + {self.failed} failed"
             f" + {self.unknown} unknown + {self.open} open"
         )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Copies of an issue that are in one state and got one kind of answer."""
+
+    state: str
+    reply_class: str
+    count: int
+    lately: int  # came into this state within the last minute
+    waiting: int  # have an instant at which to look at them again
+    next_at: dt.datetime | None  # the first such instant
+    example: int  # the id of one of them
 
 
 class IssuePost(models.Model):
@@ -476,6 +507,17 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
     def again(self) -> DeliveryQuerySet:
         """Waiting copies that were claimed before."""
         return self.waiting().filter(next_attempt_at__isnull=False)
+
+    def resendable(self) -> DeliveryQuerySet:
+        """Copies that were refused or given up, of readers who may still be mailed."""
+        return self.filter(state__in=Delivery.RESENDABLE, subscriber__in=Subscriber.objects.mailable())
+
+    def groups(self) -> list[Group]:
+        """Count by state and kind of answer in one scan; no index speaks of the state."""
+        lately = models.Count("*", filter=models.Q(updated_at__gt=Now() - dt.timedelta(minutes=1)))
+        rows = self.order_by().values_list("state", "reply_class")
+        again = (models.Count("next_attempt_at"), models.Min("next_attempt_at"))
+        return [Group(*row) for row in rows.annotate(models.Count("*"), lately, *again, models.Max("id"))]
 
     def skip(self, reason: str) -> int:
         """Leave these copies out for good; return how many."""
