@@ -514,10 +514,18 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
 
     def groups(self) -> list[Group]:
         """Count by state and kind of answer in one scan; no index speaks of the state."""
-        lately = models.Count("*", filter=models.Q(updated_at__gt=Now() - dt.timedelta(minutes=1)))
-        rows = self.order_by().values_list("state", "reply_class")
-        again = (models.Count("next_attempt_at"), models.Min("next_attempt_at"))
-        return [Group(*row) for row in rows.annotate(models.Count("*"), lately, *again, models.Max("id"))]
+        rows = (
+            self.order_by()
+            .values("state", "reply_class")
+            .annotate(
+                count=models.Count("*"),
+                lately=models.Count("id", filter=models.Q(updated_at__gt=Now() - dt.timedelta(minutes=1))),
+                waiting=models.Count("next_attempt_at"),
+                next_at=models.Min("next_attempt_at"),
+                example=models.Max("id"),
+            )
+        )
+        return [Group(**row) for row in rows]
 
     def skip(self, reason: str) -> int:
         """Leave these copies out for good; return how many."""
