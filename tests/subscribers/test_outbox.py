@@ -73,12 +73,54 @@ def test_every_kind_of_mail_reads_well_in_both_parts(alice: Subscriber, kind: st
     assert len(html.encode()) < 20_000
 
 
-@pytest.mark.parametrize("event", ["missed", "empty_slot", "freeze_failed"])
-def test_an_alert_tells_the_author(event: str) -> None:
-    context = {"event": event, "issue": "#4 x", "due_at": "2026-11-23", "date": "Monday", "error": "why"}
+EQUATION = {"audience": 1500, "sent": 1490, "skipped": 5, "failed": 3, "unknown": 2, "open": 0}
+ALERTS = [
+    ({"event": "empty_slot", "due_at": "2026-11-26T09:30:00+00:00"}, "Nothing is scheduled for Thursday 26 November"),
+    ({"event": "late", "due_at": "2026-06-25T08:30:00+00:00"}, "#4 Q & A: has not begun"),
+    ({"event": "stalled", "since": "2026-11-26T09:30:00+00:00"}, "#4 Q & A: sending has come to a halt"),
+    ({"event": "paused", "error": "550 5.7.26 no DKIM", "resumes_at": ""}, "#4 Q & A: paused by itself"),
+    (
+        {"event": "paused", "error": "quota", "resumes_at": "2026-11-26T10:30:00+00:00"},
+        "#4 Q & A: paused by itself",
+    ),
+    ({"event": "unreachable", "error": "535 no"}, "#4 Q & A: the mail server can't be reached"),
+    ({"event": "missed", "due_at": "2026-11-26T09:30:00+00:00"}, "#4 Q & A: missed its date"),
+    ({"event": "freeze_failed", "error": "ValueError: why"}, "#4 Q & A: could not be made ready"),
+    ({"event": "result", "state": "completed", **EQUATION}, "#4 Q & A: sent"),
+    ({"event": "result", "state": "completed_with_failures", **EQUATION}, "#4 Q & A: sent, 3 copies failed"),
+    ({"event": "result", "state": "needs_review", **EQUATION}, "#4 Q & A: 2 copies need your decision"),
+]
+
+
+@pytest.mark.parametrize(("context", "subject"), ALERTS, ids=[f"{told['event']}-{s[-9:]}" for told, s in ALERTS])
+def test_an_alert_says_what_happened_and_what_to_do(context: dict[str, Any], subject: str) -> None:
+    url = "" if context["event"] == "empty_slot" else "http://127.0.0.1:8000/admin/newsletter/issue/4/change/"
+    context = {"issue": "#4 Q & A", "url": url, **context}
     emails.send_due(emails.owe(SystemMail.Kind.ALERT, address="author@example.org", context=context).pk)
-    assert mail.outbox[0].to == ["author@example.org"]
-    assert len(str(mail.outbox[0].body)) > 80
+    message = mail.outbox[0]
+    html = str(message.alternatives[0][0])  # type: ignore[attr-defined]  # it has two parts
+    assert message.to == ["author@example.org"]
+    assert str(message.subject).startswith(subject)
+    sentences = [line for line in str(message.body).splitlines() if line.endswith(".")]
+    assert len(sentences) >= 1
+    for part in (str(message.body), html):
+        assert (url or "/admin/newsletter/issue/") in part
+        assert "T09:30" not in part
+        assert "{{" not in part
+    assert "Q & A" not in html
+
+
+def test_an_alert_names_instants_in_the_zone_of_the_publication() -> None:
+    context = {"event": "late", "issue": "#4 x", "url": "u", "due_at": "2026-06-25T08:30:00+00:00"}
+    emails.send_due(emails.owe(SystemMail.Kind.ALERT, address="author@example.org", context=context).pk)
+    assert "was due on Thursday 25 June 2026, 09:30 (Europe/London)" in str(mail.outbox[0].body)
+
+
+def test_the_result_tells_the_whole_equation() -> None:
+    context = {"event": "result", "issue": "#4 x", "url": "u", "state": "needs_review", **EQUATION}
+    emails.send_due(emails.owe(SystemMail.Kind.ALERT, address="author@example.org", context=context).pk)
+    equation = "Audience 1,500 = sent 1,490 + skipped 5 + failed 3 + unknown 2 + open 0"
+    assert equation in str(mail.outbox[0].body)
 
 
 def test_the_consent_log_can_only_grow(alice: Subscriber) -> None:
