@@ -21,8 +21,9 @@ from functools import cache
 from typing import Any, Protocol
 
 import requests
-from anymail.exceptions import AnymailError, AnymailRecipientsRefused, AnymailRequestsAPIError
+from anymail.exceptions import AnymailAPIError, AnymailError, AnymailRecipientsRefused, AnymailRequestsAPIError
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMultiAlternatives, get_connection
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -45,6 +46,10 @@ from newsletter.replies import (
 IDENTITY = re.compile(r"5\.7\.(2\d|3[0-2]|515)$")
 # Headers that a provider's API is not given: it writes them itself or is told in words of its own.
 WRITTEN_BY_PROVIDER = {"from", "to", "subject", "reply-to", "mime-version", "content-type", "date"}
+FOLD = re.compile(r"\r?\n(?=[ \t])")
+# What a provider's refusal says of a reader; all else it says of us, so that it may pause the issue.
+OF_READER = (Class.HARD_ADDRESS, Class.SOFT_ADDRESS)
+LONGEST_WAIT = 24 * 3600.0  # seconds; a provider that asks for more is asked again tomorrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,12 @@ class Link(Protocol):
 
 async def open_link() -> Link:
     """Open a link to the relay, or to the provider that SEND_BACKEND names. Raises Unreachable."""
-    return ApiLink() if settings.SEND_BACKEND else SmtpLink(await smtp.Connection.open(account()))
+    if not settings.SEND_BACKEND:
+        return SmtpLink(await smtp.Connection.open(account()))
+    try:
+        return ApiLink()
+    except (ImproperlyConfigured, ImportError) as error:
+        raise Unreachable(Reply(0, str(error), "auth")) from error
 
 
 def account() -> smtp.Account:
@@ -148,12 +158,12 @@ class ApiLink:
     """A provider's API through one of anymail's backends. The point of no return is the request.
 
     No idempotency key is sent, since anymail has no common word for one: a request without an answer is uncertain.
+    The provider has anymail's REQUESTS_TIMEOUT for each part of its answer, and SMTP_FINAL_TIMEOUT for the whole.
     """
 
-    usable = True
-
     def __init__(self) -> None:
-        self._backend = get_connection(settings.SEND_BACKEND, fail_silently=False)
+        self.usable = True
+        self._backend: Any = get_connection(settings.SEND_BACKEND)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="provider")
         self._message: EmailMultiAlternatives | None = None
 
@@ -162,7 +172,12 @@ class ApiLink:
 
     async def hand_over(self, then: Letter | None) -> Reply:
         message, self._message = self._message, None
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._post, message)
+        asked = asyncio.get_running_loop().run_in_executor(self._thread, self._post, message)
+        try:
+            return await asyncio.wait_for(asked, settings.SMTP_FINAL_TIMEOUT)
+        except TimeoutError as error:
+            self.usable = False  # its thread is still at that request
+            raise Uncertain(Reply(0, "timed out", "api")) from error
 
     def abort(self) -> None:
         """Forget what was prepared: nothing of it has left."""
@@ -174,23 +189,27 @@ class ApiLink:
 
     def _post(self, message: Any) -> Reply:
         try:
-            self._backend.send_messages([message])
+            self._backend.open()  # its connection is kept until close()
+            sent = self._backend.send_messages([message])
         except Exception as error:
             raise provider_error(error) from error
-        return _acceptance(message)
+        return _acceptance(message, sent or 0)
 
 
 def as_django(letter: Letter) -> EmailMultiAlternatives:
-    """Return the letter as Django's own message, which anymail translates into its provider's words."""
+    """Return the letter as Django's own message, which anymail translates into its provider's words.
+
+    Header fields go as they are, in ASCII, so that no provider has to encode them. The envelope sender is its own.
+    """
     parsed = email.message_from_bytes(letter.content, policy=email.policy.default)
     assert isinstance(parsed, EmailMessage)
-    headers = {name: str(value) for name, value in parsed.items() if name.lower() not in WRITTEN_BY_PROVIDER}
+    fields = ((name, FOLD.sub("", str(value))) for name, value in parsed.raw_items())
     message = EmailMultiAlternatives(
         str(parsed["Subject"]),
         _part(parsed, "plain"),
         str(parsed["From"]),
         [letter.recipient],
-        headers=headers,
+        headers={name: value for name, value in fields if name.lower() not in WRITTEN_BY_PROVIDER},
         reply_to=[str(parsed["Reply-To"])] if parsed["Reply-To"] else None,
     )
     message.attach_alternative(_part(parsed, "html"), "text/html")
@@ -203,62 +222,75 @@ def _part(parsed: EmailMessage, kind: str) -> str:
     return str(body.get_content())
 
 
-def _acceptance(message: Any) -> Reply:
+def _acceptance(message: Any, sent: int) -> Reply:
     """Return what the provider said of the one recipient; raises Refused where it took the request but not the copy."""
     status = getattr(message, "anymail_status", None)
     found = next(iter(status.recipients.values()), None) if status else None
-    if found is not None and found.status not in (None, "sent", "queued", "unknown"):
-        raise Refused(Reply(550, f"the provider says: {found.status}", "api"), kind=Class.HARD_ADDRESS)
-    return Reply(250, f"taken by the provider: {found.status if found else 'yes'}", "api", _provider_id(found))
+    said = str(found.status if found else "")
+    if said in ("rejected", "invalid"):
+        raise Refused(Reply(550, f"the provider says: {said}", "api"), kind=Class.HARD_ADDRESS)
+    if said == "failed" or not sent:  # not sent: a receiver of anymail's pre_send would not have it
+        raise Refused(Reply(554, f"the provider says: {said or 'not sent'}", "api"), kind=Class.UNKNOWN, is_ours=True)
+    return Reply(250, f"taken by the provider: {said or 'yes'}", "api", _provider_id(found))
 
 
 def _provider_id(found: Any) -> str:
-    return str(found.message_id or "")[:200] if found is not None else ""
+    return _shown(found.message_id or "")[:200] if found is not None else ""
+
+
+def _shown(said: object) -> str:
+    """Return what a provider said in one line fit to be stored and shown."""
+    return smtp.printable(" ".join(str(said).split()).encode("utf-8", "replace"))
 
 
 def provider_error(error: Exception) -> TransportError:
     """Return what an exception of a provider's backend means for the copy; in doubt it means that nobody can know."""
-    text = " ".join(str(error).split())[:1000]
+    text = _shown(error)
     if isinstance(error, AnymailRecipientsRefused):
         return Refused(Reply(550, text, "api"), kind=Class.HARD_ADDRESS)
-    if isinstance(error, requests.ConnectTimeout) or (isinstance(error, requests.ConnectionError) and _unsent(error)):
+    if isinstance(error, AnymailError) and not isinstance(error, AnymailAPIError):  # made no request: it does not fit
+        return Refused(Reply(554, text, "api"), kind=Class.SENDER_FAULT, is_ours=True)
+    if isinstance(error, requests.ConnectionError) and _unsent(error):
         return Unreachable(Reply(0, text, "connect"))
     if isinstance(error, AnymailRequestsAPIError) and error.status_code:
         return _answered_with(error, text)
-    if isinstance(error, AnymailError) and not isinstance(error, AnymailRequestsAPIError):
-        return Refused(Reply(554, text, "api"), kind=Class.SENDER_FAULT)  # made no request: the message does not fit
     return Uncertain(Reply(0, text, "api"))
 
 
 def _answered_with(error: AnymailRequestsAPIError, text: str) -> TransportError:
-    """Return what an HTTP status means: 429 and 503 say “not taken”, other 5xx leave it open (RFC 9110, 15)."""
+    """Return what an HTTP status means (RFC 9110, 15): 4xx and 503 say “not taken”, all others leave it open."""
     status, wait = int(error.status_code), _retry_after(error.response)
-    if status in (420, 429):
-        kind = Class.QUOTA if classify(Reply(454, text, "api")) is Class.QUOTA or status == 420 else Class.RATE
-        return Deferred(Reply(450, text, "api"), kind=kind, retry_after=wait)
-    if status == 503:
-        return Deferred(Reply(451, text, "api"), kind=Class.RATE, retry_after=wait)
-    if status >= 500:
+    kind = classify(Reply(550, text, "api"))
+    if not 400 <= status < 500 and status != 503:
         return Uncertain(Reply(0, text, "api"))
+    if status == 420 or kind is Class.QUOTA:
+        return Deferred(Reply(450, text, "api"), kind=Class.QUOTA, retry_after=wait)
+    if status in (408, 429, 503) or kind is Class.RATE:
+        return Deferred(Reply(451, text, "api"), kind=Class.RATE, retry_after=wait)
     if status in (401, 402, 403):
         return Deferred(Reply(454, text, "api"), kind=Class.SENDER_FAULT, is_ours=True)
-    return Refused(Reply(550, text, "api"), kind=classify(Reply(550, text, "api")))
+    return Refused(Reply(550, text, "api"), kind=kind, is_ours=kind not in OF_READER)
+
+
+UNSENT = (
+    *("NewConnectionError", "NameResolutionError", "Failed to establish", "ConnectTimeoutError"),
+    *("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE_FAILURE"),
+)
 
 
 def _unsent(error: requests.ConnectionError) -> bool:
     """Tell whether the connection was never made, so that nothing of the request can have left."""
-    return any(word in str(error) for word in ("NewConnectionError", "NameResolutionError", "Failed to establish"))
+    return any(word in str(error) for word in UNSENT)
 
 
 def _retry_after(response: Any) -> float | None:
     """Return the seconds that Retry-After asks for, as a number or a date (RFC 9110, 10.2.3); None without it."""
     value = str(response.headers.get("Retry-After", "")).strip() if response is not None else ""
-    if value.isdecimal():
-        return float(value)
     try:
-        return max(0.0, (parsedate_to_datetime(value) - timezone.now()).total_seconds())
+        wait = float(value) if value.isdecimal() else (parsedate_to_datetime(value) - timezone.now()).total_seconds()
     except (TypeError, ValueError):
         return None
+    return min(max(0.0, wait), LONGEST_WAIT)
 
 
 @dataclass(frozen=True)
@@ -275,16 +307,19 @@ class Breaker:
 
     faults: deque[bool] = field(default_factory=lambda: deque(maxlen=settings.BREAKER_WINDOW))
     slow: deque[bool] = field(default_factory=lambda: deque(maxlen=settings.BREAKER_WINDOW))
+    doubts: int = 0  # in a row
 
     def accepted(self) -> None:
         self.faults.append(False)
         self.slow.append(False)
+        self.doubts = 0
 
     def look(self, error: TransportError, kind: Class) -> Stop | None:
         """Count a refusal; return a Stop if sending has to pause."""
         ours = error.is_ours or trips_breaker(error.reply)
         self.faults.append(ours)
         self.slow.append(kind is Class.RATE)
+        self.doubts = self.doubts + 1 if isinstance(error, Uncertain) else 0
         said = f"{error.reply.code} {error.reply.text}".strip()
         if kind is Class.QUOTA:
             wait = error.retry_after or settings.QUOTA_SECONDS
@@ -296,6 +331,8 @@ class Breaker:
         if sum(self.slow) >= settings.BREAKER_FAULTS:
             wait = settings.RETRY_FIRST_SECONDS
             return Stop(_("The relay keeps asking for a slower pace: %(said)s") % {"said": said}, wait)
+        if self.doubts >= settings.BREAKER_FAULTS:
+            return Stop(_("One copy after another is left without an answer: %(said)s") % {"said": said}, None)
         return None
 
 
