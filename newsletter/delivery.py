@@ -24,7 +24,7 @@ from django.core.exceptions import ValidationError
 from django.db import connection, models, transaction
 from django.utils.translation import gettext as _
 
-from newsletter import ledger, message, rendering, transport
+from newsletter import alarms, ledger, message, rendering, transport
 from newsletter.ledger import Away, Copy, Outcome
 from newsletter.models import Delivery, Frontier, Issue
 from newsletter.replies import (
@@ -73,6 +73,7 @@ GROUP_MOST = 16  # connections that share a commit of intents, at the most
 GROUP_SECONDS = 0.002  # and for so long the first of them waits for others
 LOCKED_SECONDS = 5.0  # a copy whose reader's row was being changed is tried again after so long
 POLL_SECONDS = 0.2
+REFUSES_US = ("starttls", "tls", "auth")  # phases that go wrong until somebody mends something
 LATE = dt.timedelta(minutes=5)
 
 
@@ -199,6 +200,14 @@ def send_due(
     finally:
         connection.close_if_unusable_or_obsolete()
         settle_issue(issue_id)
+        tell_of_trouble(worker)
+
+
+def tell_of_trouble(worker: Worker) -> None:
+    """Owe the author a mail where the relay could not be reached by any link, or does not let us in."""
+    reply = worker.trouble
+    if reply and (reply.phase in REFUSES_US or not worker.taken):
+        alarms.tell_unreachable(worker.issue, f"{reply.phase}: {reply.code or ''} {reply.text}")
 
 
 def settle_issue(issue_id: int) -> str:
@@ -354,6 +363,7 @@ class Worker:
         self.cut: list[Copy] = []  # intents that may have been committed and were not carried out
         self.delay = 0.0  # for what is given back
         self.links = 0  # open ones
+        self.taken = 0  # copies that the relay took
         self.trouble: Reply | None = None  # why a link could not be opened
 
     async def run(self, seconds: float) -> int:
@@ -505,7 +515,11 @@ class Worker:
         logger.warning("the relay can't be reached: %s", error)
         self.trouble = error.reply
         if not self.links:
-            self.stopped, self.delay = True, settings.RECONNECT_SECONDS
+            self.stop_for(error.reply)
+
+    def stop_for(self, trouble: Reply) -> None:
+        """Begin nothing more; what is given back waits until the relay may be there again."""
+        self.trouble, self.stopped, self.delay = trouble, True, settings.RECONNECT_SECONDS
 
     async def next_piece(self) -> Piece | None:
         """Wait for this worker's turn, claim a copy and make it ready; None if nothing more is to be begun."""
@@ -556,6 +570,7 @@ class Worker:
             await self.fail(piece, error)
             return None
         self.breaker.accepted()
+        self.taken += 1
         return Outcome(piece.copy, State.ACCEPTED, reply)
 
     # What is written down
@@ -567,6 +582,8 @@ class Worker:
         sha256 = hashlib.sha256(piece.letter.content).hexdigest() if state in REPEATABLE else ""
         if sha256 and piece.copy.render_sha256 not in ("", sha256):
             logger.error("delivery %s is no longer the same bytes as at its first try", piece.copy.id)
+        if isinstance(error, Unreachable):  # by a provider's link, which connects with its request
+            self.stop_for(error.reply)
         delay = transport.retry_delay(error, piece.copy.attempt)
         await self.settle(Outcome(piece.copy, state, error.reply, kind, delay, sha256))
         if stop := self.breaker.look(error, kind):
