@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -284,16 +284,16 @@ class Gate:
     timer: asyncio.TimerHandle | None = None
     task: asyncio.Task[None] | None = None
 
-    async def intend(self, copy: Copy | None, done: Outcome | None) -> float | None:
-        """Commit the intent to hand `copy` over, and that `done` was taken.
+    def ask(self, copy: Copy | None, done: Outcome | None) -> asyncio.Future[float | None]:
+        """Ask to commit the intent to hand `copy` over, and that `done` was taken.
 
-        Returns the boot-time instant at which the commit was begun, or None where the copy may not be handed over.
-        Raises Away: then nothing is known of the intent, and `done` may not be written down.
+        The answer is the boot-time instant at which the commit was begun, or None where the copy may not be handed
+        over. It raises Away: then nothing is known of the intent, and `done` may not be written down.
         """
         answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
         self.waiting.append((copy, done, answer))
         self.consider()
-        return await answer
+        return answer
 
     def consider(self) -> None:
         """Commit what waits if it is enough, else in a moment; while a commit is under way, after it."""
@@ -354,6 +354,8 @@ class Worker:
         self.limiter = transport.Limiter()
         self.progress = progress or (lambda count: None)
         self.told_to_stop = stop or (lambda: False)
+        self.overlaps, self.is_limited = settings.SMTP_OVERLAP, settings.SEND_RATE > 0
+        self.refill_at, self.intent_ttl = settings.CLAIM_BATCH // 4, settings.INTENT_TTL_SECONDS
         self.until = 0.0
         self.stopped = False  # nothing more is begun: told to stop, paused, cancelled, the lease or the database lost
         self.dry = False  # nothing was due when last asked
@@ -445,7 +447,7 @@ class Worker:
 
     async def take(self) -> Copy | None:
         """Return a claimed copy, or None if nothing more is to be begun."""
-        if self.may_begin() and not self.dry and len(self.ready) <= settings.CLAIM_BATCH // 4:
+        if self.may_begin() and not self.dry and len(self.ready) <= self.refill_at:
             self.fill_ahead()
         if not self.ready and self.filling:
             await asyncio.shield(self.filling)
@@ -469,9 +471,14 @@ class Worker:
 
     def follower(self) -> Piece | None:
         """Return the piece to follow if one can be had without waiting."""
-        if settings.SEND_RATE or not self.may_begin() or not self.ready:
+        if self.is_limited or not self.may_begin() or not self.ready:
             return None
-        return self.compose(self.ready.popleft())
+        copy = self.ready.popleft()
+        try:
+            return self.compose(copy)
+        except ValueError:
+            self.ready.appendleft(copy)  # whoever takes it next writes down why it can't be made
+            return None
 
     # One connection
 
@@ -521,20 +528,25 @@ class Worker:
         """Begin nothing more; what is given back waits until the relay may be there again."""
         self.trouble, self.stopped, self.delay = trouble, True, settings.RECONNECT_SECONDS
 
-    async def next_piece(self) -> Piece | None:
-        """Wait for this worker's turn, claim a copy and make it ready; None if nothing more is to be begun."""
+    async def next_piece(self, following: Piece | None = None) -> Piece | None:
+        """Return what is ready to follow, or claim a copy in turn and make it ready; None to begin nothing more."""
+        if following and self.may_begin():
+            return following
+        if following:
+            self.ready.appendleft(following.copy)
+            return None
         await self.limiter.turn(self.ledger.workers)
         while copy := await self.take():
-            if piece := self.compose(copy):
-                return piece
-            reply = Reply(0, "the reader's row is gone: his links can't be made", "render")
-            await self.settle(Outcome(copy, State.FAILED, reply))
+            try:
+                return self.compose(copy)
+            except ValueError as error:
+                await self.settle(Outcome(copy, State.FAILED, Reply(0, str(error)[:1000], "render")))
         return None
 
-    def compose(self, copy: Copy) -> Piece | None:
-        """Fill a reader's few values in; None where they can't be."""
+    def compose(self, copy: Copy) -> Piece:
+        """Fill a reader's few values in. Raises ValueError where they can't be."""
         if copy.unsubscribe_id is None:
-            return None
+            raise ValueError("the reader's row is gone: his links can't be made")
         message_id = message.message_id(self.issue.pk, copy.subscriber_id, self.template.domain)
         values = message.Values(copy.address, copy.name, copy.unsubscribe_id, message_id)
         sender = self.template.envelope_sender(self.issue.pk, copy.subscriber_id)
@@ -546,26 +558,30 @@ class Worker:
         """Take one copy to its end; return the one that follows, and the acceptance that is not written down yet."""
         try:
             await link.prepare(piece.letter)
-            began = await self.gate.intend(piece.copy, done)
         except TransportError as error:
             await self.fail(piece, error)
             return await self.next_piece(), done
+        asked = self.gate.ask(piece.copy, done)
+        following = self.follower()  # made while the commit is under way
+        try:
+            began = await asked
         except Away:
             link.abort()
             self.lose_database(piece.copy, done)
+            self.ready.extendleft([following.copy] if following else [])
             return None, None
-        if began is None or _boottime() - began > settings.INTENT_TTL_SECONDS:
+        if began is None or _boottime() - began > self.intent_ttl:
             link.abort()
             await self.give_up_intent(piece.copy, refused=began is None)
-            return await self.next_piece(), None
-        following = self.follower() if settings.SMTP_OVERLAP else None
-        done = await self.finish_copy(link, piece, following)
-        return following or await self.next_piece(), done
+        else:
+            done = await self.finish_copy(link, piece, following)
+            return await self.next_piece(following), done
+        return await self.next_piece(following), None
 
     async def finish_copy(self, link: transport.Link, piece: Piece, following: Piece | None) -> Outcome | None:
         """Pass the point of no return; return the acceptance, or write down at once what else was answered."""
         try:
-            reply = await link.hand_over(following.letter if following else None)
+            reply = await link.hand_over(following.letter if following and self.overlaps else None)
         except TransportError as error:
             await self.fail(piece, error)
             return None
@@ -603,7 +619,7 @@ class Worker:
             self.gate.consider()
             return
         try:
-            await self.gate.intend(None, done)
+            await self.gate.ask(None, done)
         except Away:
             self.lose_database(None, done)
 
@@ -633,8 +649,7 @@ class Worker:
 REPEATABLE = (State.DEFERRED, State.UNCERTAIN)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A claimed copy and the letter made of it."""
 
     copy: Copy

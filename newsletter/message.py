@@ -50,7 +50,7 @@ class Values(NamedTuple):
 
     address: str
     name: str
-    unsubscribe_id: UUID
+    unsubscribe_id: UUID | str
     message_id: str
 
 
@@ -255,7 +255,8 @@ def _encoded(value: str) -> tuple[bytes, bytes]:
         return filling, filling
     if not value:
         return b"", b""
-    return quoted_printable(value) + SOFT_BREAK, quoted_printable(html.escape(value)) + SOFT_BREAK
+    filling, escaped = quoted_printable(value) + SOFT_BREAK, html.escape(value)
+    return filling, filling if escaped == value else quoted_printable(escaped) + SOFT_BREAK
 
 
 def quoted_printable(text: str) -> bytes:
@@ -316,6 +317,8 @@ def _is_plain(value: str) -> bool:
 def _encoded_words(name: str, value: str) -> str:
     """Return `value` as encoded words, one a line, each of at most 75 octets and of whole characters (RFC 2047, 2)."""
     chunks, room = [b""], (64 - len(name) - 2) // 4 * 3
+    if len(whole := value.encode()) <= room:
+        return f"=?utf-8?b?{base64.b64encode(whole).decode()}?="
     for character in value:
         octets = character.encode()
         if len(chunks[-1]) + len(octets) > room:

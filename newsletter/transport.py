@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import requests
 from anymail.exceptions import AnymailAPIError, AnymailError, AnymailRecipientsRefused, AnymailRequestsAPIError
@@ -52,8 +52,7 @@ OF_READER = (Class.HARD_ADDRESS, Class.SOFT_ADDRESS)
 LONGEST_WAIT = 24 * 3600.0  # seconds; a provider that asks for more is asked again tomorrow
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(NamedTuple):
     """One copy, ready to go: envelope and complete message."""
 
     sender: str

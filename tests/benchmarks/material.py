@@ -16,7 +16,8 @@ HTML_SHARE = 0.74  # of the body; the rest is the text part
 READERS = """
 INSERT INTO subscribers_subscriber
        (address, key, address_hash, name, status, suppressed, unsubscribe_id, source, created_at, confirmed_at)
-SELECT address, address, sha256(convert_to(address, 'UTF8')), 'Zoë Reader-' || n, 'active', false, gen_random_uuid(),
+SELECT address, address, sha256(convert_to(address, 'UTF8')),
+       CASE WHEN mod(n, 8) = 0 THEN 'Zoë Reader-' ELSE 'Ada Reader-' END || n, 'active', false, gen_random_uuid(),
        'benchmark', now(), now()
   FROM (SELECT n, 'reader' || n || '@example.org' AS address FROM generate_series(%s::int, %s::int) AS n) AS readers
 """
