@@ -198,7 +198,8 @@ def send_due(
     try:
         return asyncio.run(worker.run(settings.CLAIM_SECONDS if seconds is None else seconds))
     finally:
-        connection.close_if_unusable_or_obsolete()
+        if not connection.in_atomic_block:  # it may have been cut meanwhile
+            connection.close_if_unusable_or_obsolete()
         settle_issue(issue_id)
         tell_of_trouble(worker)
 

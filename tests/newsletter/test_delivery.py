@@ -1,23 +1,28 @@
 """The ledger: who is planned, what becomes of each copy, and what wins when two things happen at once."""
 
+import asyncio
 import datetime as dt
+import hashlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.utils import timezone
 
-from newsletter import delivery, sweeper, transport
-from newsletter.models import Delivery, Issue
+from newsletter import delivery, ledger, replies, sweeper
+from newsletter.models import Delivery, Issue, Lease
 from posts.models import Post, Publication
-from subscribers.models import Subscriber
+from subscribers.models import Subscriber, Suppression
 from tests.factories import make_issue, make_post, make_readers
-from tests.smtpd import DROP, SmtpServer
+from tests.smtpd import DROP, Session, SmtpServer
 
 State = Delivery.State
-pytestmark = pytest.mark.usefixtures("publication")
+# A worker speaks to the ledger on connections of its own, so what a test writes has to be committed.
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("publication")]
 
 
 def sending(issue: Issue | None = None) -> Issue:
@@ -109,7 +114,7 @@ def test_a_4xx_is_tried_again_after_its_delay(relay: SmtpServer, settings: Any, 
 def test_a_copy_deferred_for_too_long_expires(relay: SmtpServer, alice: Subscriber) -> None:
     relay.script["rcpt"] = lambda session: "450 4.2.0 Later"
     issue = sending()
-    Issue.objects.update(started_at=timezone.now() - dt.timedelta(days=4))
+    Issue.objects.update(give_up_at=timezone.now())
     delivery.send_due(issue.pk)
     assert states(issue) == {"alice@example.org": State.EXPIRED}
 
@@ -139,112 +144,257 @@ def test_an_unreachable_relay_gives_the_copies_back(settings: Any, alice: Subscr
     assert row.next_attempt_at > timezone.now()
 
 
-def test_an_unsubscribe_between_claim_and_hand_over_wins(relay: SmtpServer) -> None:
-    readers = make_readers(3)
+def beside(act: Callable[[], object]) -> None:
+    """Do something on a connection of its own while the sending waits, as another process would."""
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            act()
+        except Exception as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(10)
+    assert not failures
+
+
+def once(relay: SmtpServer, phase: str, act: Callable[[], object], *, after: int = 0) -> None:
+    """Do something when the relay, having taken `after` copies, comes to `phase` for the first time."""
+    acts = [act]
+
+    def script(session: Session) -> None:
+        if acts and len(relay.recipients) >= after:
+            beside(acts.pop())
+
+    relay.script[phase] = script
+
+
+def test_an_unsubscribe_before_the_intent_wins(relay: SmtpServer, alice: Subscriber) -> None:
+    reader = Subscriber.objects.filter(pk=alice.pk)
+    once(relay, "data", lambda: reader.update(status=Subscriber.Status.UNSUBSCRIBED))
     issue = sending()
-    worker = delivery.Worker(issue)
-    copies = worker.claim(10)
-    Subscriber.objects.filter(pk=readers[1].pk).update(status=Subscriber.Status.UNSUBSCRIBED)
-    worker.hand_over_all(copies, until=float("inf"))
-    worker.close()
-    assert set(relay.recipients) == {"reader0@example.org", "reader2@example.org"}
-    assert issue.deliveries.get(subscriber_id=readers[1].pk).reason == "unsubscribed"
+    delivery.send_due(issue.pk)
+    row = issue.deliveries.get()
+    assert (len(relay.recipients), row.state, row.reason) == (0, State.SKIPPED, "unsubscribed")
 
 
-def test_a_suppression_between_claim_and_hand_over_wins(relay: SmtpServer, alice: Subscriber) -> None:
+def test_a_suppression_before_the_intent_wins(relay: SmtpServer, alice: Subscriber) -> None:
+    suppression = Suppression(address_hash=alice.address_hash, reason=Suppression.Reason.COMPLAINED)
+    once(relay, "data", suppression.save)
     issue = sending()
-    worker = delivery.Worker(issue)
-    copies = worker.claim(10)
-    Subscriber.objects.filter(pk=alice.pk).update(suppressed=True)
-    worker.hand_over_all(copies, until=float("inf"))
-    worker.close()
-    assert (len(relay.mails), issue.deliveries.get().reason) == (0, "suppressed")
+    delivery.send_due(issue.pk)
+    assert (len(relay.recipients), issue.deliveries.get().reason) == (0, "suppressed")
 
 
-def test_a_pause_stops_the_batch_and_resume_sends_the_rest_once(relay: SmtpServer) -> None:
-    make_readers(20)
+def test_one_readers_refusal_does_not_keep_the_others_waiting(relay: SmtpServer) -> None:
+    readers = make_readers(40)
+    leaving = Subscriber.objects.filter(pk__in=[reader.pk for reader in readers[20:25]])
+    once(relay, "mail", lambda: leaving.update(status=Subscriber.Status.UNSUBSCRIBED))
     issue = sending()
-    worker = delivery.Worker(issue)
-    copies = worker.claim(20)
-    worker.hand_over_all(copies[:5], until=float("inf"))
-    issue.pause()
-    worker.hand_over_all(copies[5:], until=float("inf"))
-    worker.close()
-    assert len(relay.recipients) == 5
+    delivery.send_due(issue.pk)
+    counts = issue.counts()
+    assert counts.sent + counts.skipped == 40
+    assert 1 <= counts.skipped <= 5
+    assert set(relay.recipients.values()) == {1}
+
+
+def test_a_reader_whose_row_is_being_changed_is_passed_over_and_handed_back(
+    relay: SmtpServer, alice: Subscriber
+) -> None:
+    make_readers(5)
+    issue = sending()
+    with transaction.atomic():
+        Subscriber.objects.select_for_update().get(pk=alice.pk)
+        delivery.send_due(issue.pk)
+    row = issue.deliveries.get(subscriber=alice)
+    assert (len(relay.recipients), row.state, row.attempt) == (5, State.PENDING, 0)
+    assert row.next_attempt_at is not None
+
+
+def test_a_pause_stops_the_batch_and_resume_sends_the_rest_once(relay: SmtpServer, settings: Any) -> None:
+    settings.SMTP_CONNECTIONS = 2
+    make_readers(30)
+    issue = sending()
+    once(relay, "mail", issue.pause, after=5)
+    delivery.send_due(issue.pk)
+    assert 5 <= len(relay.recipients) <= 8
+    assert issue.counts().open == 30 - len(relay.recipients)
+    relay.script.clear()
     assert delivery.send_due(issue.pk) == 0
     issue.resume()
     delivery.send_due(issue.pk)
-    assert sorted(relay.recipients.values()) == [1] * 20
+    assert sorted(relay.recipients.values()) == [1] * 30
 
 
-def test_pausing_twice_is_refused_in_words(alice: Subscriber) -> None:
+def test_a_second_click_on_a_button_changes_nothing(alice: Subscriber) -> None:
     issue = sending()
-    issue.pause()
+    for act, state in (("pause", "paused"), ("resume", "sending"), ("cancel", "cancelled")):
+        for _click in range(2):
+            getattr(Issue.objects.get(pk=issue.pk), act)()
+            assert Issue.objects.get(pk=issue.pk).state == state
+
+
+def test_what_is_not_sending_can_not_be_paused(alice: Subscriber) -> None:
     with pytest.raises(ValidationError, match="can't become"):
-        Issue.objects.get(pk=issue.pk).pause()
+        make_issue().pause()
 
 
-def test_cancelling_skips_what_has_not_gone_and_is_final(relay: SmtpServer) -> None:
+def test_cancelling_skips_what_has_not_gone_and_is_final(relay: SmtpServer, settings: Any) -> None:
+    settings.SMTP_CONNECTIONS = 1
     make_readers(4)
     issue = sending()
-    worker = delivery.Worker(issue)
-    copies = worker.claim(2)
-    issue.cancel()
-    worker.hand_over_all(copies, until=float("inf"))
-    worker.close()
-    assert not relay.mails
+    once(relay, "data", issue.cancel)
+    delivery.send_due(issue.pk)
+    assert not relay.recipients
     assert set(issue.deliveries.values_list("state", "reason")) == {("skipped", "cancelled")}
     with pytest.raises(ValidationError):
         issue.resume()
 
 
-def test_a_stale_worker_can_neither_send_nor_write(relay: SmtpServer, alice: Subscriber) -> None:
+def test_a_stale_worker_can_neither_send_nor_write(relay: SmtpServer, settings: Any, alice: Subscriber) -> None:
+    """Its copy is taken from it before its intent, and handed over by another."""
     issue = sending()
-    stale = delivery.Worker(issue)
-    copies = stale.claim(10)
-    Delivery.objects.update(lease_until=timezone.now() - dt.timedelta(seconds=1))
-    sweeper.end_leases()
+
+    def take_over() -> None:
+        relay.script.clear()
+        Lease.objects.update(expires_at=timezone.now() - dt.timedelta(seconds=1))
+        sweeper.end_leases()
+
+    once(relay, "data", take_over)
     delivery.send_due(issue.pk)
-    stale.hand_over_all(copies, until=float("inf"))
-    stale.close()
-    assert (relay.recipients["alice@example.org"], states(issue)) == (1, {"alice@example.org": State.ACCEPTED})
+    assert (len(relay.recipients), states(issue)) == (0, {"alice@example.org": State.PENDING})
+    delivery.send_due(issue.pk)
+    row = issue.deliveries.get()
+    assert (relay.recipients["alice@example.org"], row.state, row.fence) == (1, State.ACCEPTED, 2)
+
+
+def held(issue: Issue, **states: str) -> Lease:
+    """Pretend that a worker died that held these copies."""
+    lease = Lease.objects.create(issue=issue, owner="gone:1", expires_at=timezone.now() - dt.timedelta(seconds=1))
+    for name, state in states.items():
+        issue.deliveries.filter(address=f"{name}@example.org").update(state=state, lease=lease, fence=1)
+    return lease
 
 
 def test_an_ended_lease_is_pending_before_the_intent_and_uncertain_after(alice: Subscriber) -> None:
-    readers = make_readers(1)
+    make_readers(1)
     issue = sending()
-    delivery.Worker(issue).claim(10)
-    issue.deliveries.filter(subscriber_id=readers[0].pk).update(state=State.HANDING_OVER)
-    issue.deliveries.update(lease_until=timezone.now() - dt.timedelta(seconds=1))
+    lease = held(issue, alice=State.CLAIMED, reader0=State.HANDING_OVER)
     sweeper.end_leases()
+    lease.refresh_from_db()
     assert states(issue) == {"alice@example.org": State.PENDING, "reader0@example.org": State.UNCERTAIN}
+    assert lease.ended_at is not None
+
+
+def test_nothing_is_claimed_under_an_ended_lease(relay: SmtpServer, settings: Any) -> None:
+    """A worker that comes back from a long sleep finds its lease ended and begins nothing more."""
+    settings.SMTP_CONNECTIONS, settings.CLAIM_BATCH, settings.RENEW_SECONDS = 1, 4, 0
+    make_readers(20)
+    issue = sending()
+    once(relay, "data", lambda: Lease.objects.update(ended_at=timezone.now()))
+    delivery.send_due(issue.pk)
+    assert len(relay.recipients) <= 8
+    assert issue.deliveries.filter(state=State.PENDING).exists()
 
 
 def test_a_late_250_settles_the_row_that_the_sweeper_doubted(relay: SmtpServer, alice: Subscriber) -> None:
     issue = sending()
-    worker = delivery.Worker(issue)
-    worker.hand_over(worker.claim(1)[0])
-    issue.deliveries.update(lease_until=timezone.now() - dt.timedelta(seconds=1))
-    sweeper.end_leases()
-    assert states(issue) == {"alice@example.org": State.UNCERTAIN}
-    worker.close()
+
+    def doubt() -> None:
+        Lease.objects.update(expires_at=timezone.now() - dt.timedelta(seconds=1))
+        sweeper.end_leases()
+        assert states(issue) == {"alice@example.org": State.UNCERTAIN}
+
+    once(relay, "final_dot", doubt)
+    delivery.send_due(issue.pk)
     assert states(issue) == {"alice@example.org": State.ACCEPTED}
 
 
 def test_an_intent_that_grew_too_old_is_not_sent(relay: SmtpServer, settings: Any, alice: Subscriber) -> None:
     settings.INTENT_TTL_SECONDS = -1
     issue = sending()
+    delivery.send_due(issue.pk, seconds=0.5)
+    assert (len(relay.mails), states(issue)) == (0, {"alice@example.org": State.PENDING})
+
+
+def test_a_worker_that_is_told_to_stop_finishes_what_is_under_way_and_gives_the_rest_back(
+    relay: SmtpServer, settings: Any
+) -> None:
+    settings.SMTP_CONNECTIONS = 2
+    make_readers(50)
+    issue = sending()
+    relay.script["final_dot"] = lambda session: 0.1
+    delivery.send_due(issue.pk, stop=lambda: len(relay.recipients) >= 4)
+    counts = issue.counts()
+    assert (counts.unknown, counts.sent) == (0, len(relay.recipients))
+    assert set(states(issue).values()) == {State.ACCEPTED, State.PENDING}
+    assert Lease.objects.get().ended_at is not None
+
+
+def test_two_tries_of_one_copy_are_the_same_bytes(relay: SmtpServer, alice: Subscriber) -> None:
+    """Even if the reader took another name in between: a copy is fixed at freeze."""
+    issue = sending(make_issue(introduction="Dear {{ name|reader }},"))
+    relay.script["final_dot"] = lambda session: "451 4.3.0 Later" if relay.connections == 1 else None
     delivery.send_due(issue.pk)
-    assert (len(relay.mails), states(issue)) == (0, {"alice@example.org": State.DEFERRED})
+    first = issue.deliveries.get().render_sha256
+    Subscriber.objects.update(name="Somebody Else")
+    issue.deliveries.update(next_attempt_at=timezone.now() - dt.timedelta(hours=1))
+    delivery.send_due(issue.pk)
+    assert hashlib.sha256(relay.mails[0].content).hexdigest() == first
+    assert b"Alice" in relay.mails[0].content
+    assert b"Somebody" not in relay.mails[0].content
 
 
-def test_two_renderings_of_one_copy_are_the_same_bytes(relay: SmtpServer, alice: Subscriber) -> None:
+def test_those_it_failed_for_get_it_again_only_if_they_may_be_mailed(relay: SmtpServer, carol: Subscriber) -> None:
+    readers = make_readers(4)
+    refusing = True
+    relay.script["rcpt"] = lambda session: "550 5.1.1 Unknown" if refusing else None
+    issue = sending()
+    delivery.send_due(issue.pk)
+    Subscriber.objects.filter(pk=readers[0].pk).update(status=Subscriber.Status.UNSUBSCRIBED)
+    refusing = False
+    assert delivery.resend_failed(Issue.objects.get(pk=issue.pk)) == 3
+    delivery.send_due(issue.pk)
+    issue.refresh_from_db()
+    assert (issue.counts().sent, issue.counts().failed) == (3, 1)
+    assert issue.state == Issue.State.COMPLETED_WITH_FAILURES
+
+
+def test_those_who_joined_since_get_the_issue_and_nobody_gets_it_twice(relay: SmtpServer, bob: Subscriber) -> None:
+    make_readers(3)  # bob asked before them, and confirms after the issue has gone
+    issue = sending()
+    delivery.send_due(issue.pk)
+    Subscriber.objects.filter(pk=bob.pk).update(status=Subscriber.Status.ACTIVE, confirmed_at=timezone.now())
+    assert delivery.send_to_joined(Issue.objects.get(pk=issue.pk)) == 1
+    delivery.send_due(issue.pk)
+    issue.refresh_from_db()
+    assert dict(relay.recipients) == {**{f"reader{n}@example.org": 1 for n in range(3)}, "bob@example.org": 1}
+    assert (issue.state, issue.candidates, issue.planned) == (Issue.State.COMPLETED, 4, 4)
+    with pytest.raises(ValidationError, match="nobody"):
+        delivery.send_to_joined(issue)
+
+
+def test_many_connections_share_their_commits(relay: SmtpServer, settings: Any) -> None:
+    settings.SMTP_CONNECTIONS = 16
+    make_readers(300)
     issue = sending()
     worker = delivery.Worker(issue)
-    copy = worker.claim(1)[0]
-    once, again = worker.template.fill(worker._values(copy)), delivery.Worker(issue).template.fill(worker._values(copy))
-    worker.close()
-    assert once == again
+    commits: list[int] = []
+    intend = worker.ledger.intend
+
+    async def counted(copies: Any, accepted: Any) -> Any:
+        commits.append(len(copies))
+        return await intend(copies, accepted)
+
+    worker.ledger.intend = counted  # type: ignore[method-assign]  # looked at, not replaced
+    asyncio.run(worker.run(30))
+    assert (len(relay.recipients), sum(commits)) == (300, 300)
+    assert max(commits) > 1
+    assert relay.connections == 16
 
 
 def test_a_test_send_leaves_no_row(relay: SmtpServer, alice: Subscriber) -> None:
@@ -270,29 +420,34 @@ def test_an_issue_needs_subject_content_and_postal_address() -> None:
         delivery.send_now(make_issue())
 
 
-@pytest.mark.django_db(transaction=True)
-def test_an_unsubscribe_waits_for_the_intent_under_way_and_none_goes_after_it(
-    relay: SmtpServer, alice: Subscriber
-) -> None:
+def test_an_unsubscribe_waits_for_the_intent_under_way_and_none_goes_after_it(alice: Subscriber) -> None:
     issue = sending()
-    worker = delivery.Worker(issue)
-    copy = worker.claim(1)[0]
     order: list[str] = []
 
     def unsubscribe() -> None:
         Subscriber.objects.filter(pk=alice.pk).update(status=Subscriber.Status.UNSUBSCRIBED)
         order.append("unsubscribed")
-        connection.close()
 
-    with transaction.atomic():
-        assert worker._intend(copy, b"content")
-        thread = threading.Thread(target=unsubscribe)
-        thread.start()
-        thread.join(0.3)
-        order.append("intent committed")
-    thread.join(5)
-    worker.relay.abort()
-    assert order == ["intent committed", "unsubscribed"]
+    async def intend() -> None:
+        """The copy's own row is locked by somebody else, so the intent has the reader's row and waits."""
+        found = ledger.Ledger(issue.pk)
+        await found.open()
+        copies = await found.claim(1)
+        async with await psycopg.AsyncConnection.connect(**ledger.parameters()) as other, other.transaction():
+            await other.execute("SELECT 1 FROM newsletter_delivery WHERE id = %s FOR UPDATE", [copies[0].id])
+            intent = asyncio.create_task(found.intend(copies, []))
+            await asyncio.sleep(0.3)
+            leaving = asyncio.create_task(asyncio.to_thread(beside, unsubscribe))
+            await asyncio.sleep(0.3)
+            assert not intent.done()
+            assert not leaving.done()
+        assert (await intent)[0] == {copies[0].id}
+        order.append("intended")
+        await leaving
+        await found.close()
+
+    asyncio.run(intend())
+    assert order == ["intended", "unsubscribed"]
 
 
 def test_numbers_are_given_in_turn() -> None:
@@ -301,5 +456,5 @@ def test_numbers_are_given_in_turn() -> None:
 
 
 def test_transport_errors_name_their_phase() -> None:
-    error = transport.Refused(transport.Reply(550, "5.1.1 No such user", "rcpt"))
+    error = replies.Refused(replies.Reply(550, "5.1.1 No such user", "rcpt"))
     assert str(error) == "rcpt: 550 5.1.1 No such user"

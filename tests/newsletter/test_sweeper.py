@@ -12,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection
 from django.utils import timezone
 
-from newsletter import delivery, sweeper, tasks
+from newsletter import alarms, delivery, sweeper, tasks
 from newsletter.models import Delivery, Issue, Slot
 from posts.models import Post, Publication
 from subscribers.models import Subscriber, SystemMail
@@ -118,8 +118,8 @@ def test_after_the_catch_up_window_the_slot_is_missed_and_the_author_is_asked() 
 def test_an_empty_slot_within_a_day_warns_once() -> None:
     make_slot(days=1)
     Slot.objects.update(due_at=timezone.now() + dt.timedelta(hours=20))
-    sweeper.warn_of_empty_slots()
-    sweeper.warn_of_empty_slots()
+    alarms.warn_of_empty_slots()
+    alarms.warn_of_empty_slots()
     assert [mail.context["event"] for mail in SystemMail.objects.all()] == ["empty_slot"]
 
 
@@ -201,6 +201,7 @@ def test_two_beats_and_twenty_ticks_at_a_slot_make_one_send(
     assert issue.state == Issue.State.COMPLETED
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_sweep_finishes_what_nobody_hinted_at(relay: SmtpServer, alice: Subscriber) -> None:
     issue = scheduled()
     make_due(issue)
