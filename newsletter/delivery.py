@@ -22,6 +22,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import connection, models, transaction
+from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
 from newsletter import alarms, ledger, message, rendering, transport
@@ -215,15 +216,42 @@ def settle_issue(issue_id: int) -> str:
     """Move an issue with nothing left to send to the state that its counts say; return its state."""
     with transaction.atomic():
         issue = Issue.objects.select_for_update(of=("self",)).get(pk=issue_id)
-        if issue.state not in (Issue.State.SENDING, Issue.State.NEEDS_REVIEW) or issue.has_work():
+        if issue.state not in (Issue.State.SENDING, Issue.State.NEEDS_REVIEW):
             return issue.state
+        if issue.has_work():
+            return _go_on(issue)
         counts = issue.counts()
         if counts.open:
+            _find_again(issue)
             return issue.state
         issue.state = _final_state(counts.unknown, counts.failed)
         issue.completed_at = None if counts.unknown else _database_now()
         issue.save(update_fields=["state", "completed_at"])
         return issue.state
+
+
+def _find_again(issue: Issue) -> None:
+    """Bring back copies that are open although nothing waits and nobody works: none can be, so it is told as an error.
+
+    A row held under a lease that has ended goes back as the sweeper would have it; a fresh one is looked for anew.
+    """
+    Frontier.objects.filter(issue=issue).update(subscriber_id=0)
+    held = issue.deliveries.filter(lease__ended_at__isnull=False)
+    back = held.filter(state=State.CLAIMED).update(state=State.PENDING, next_attempt_at=Now(), updated_at=Now())
+    doubt = Now() + dt.timedelta(seconds=settings.UNKNOWN_SETTLE_SECONDS)
+    doubtful = held.filter(state=State.HANDING_OVER).update(
+        state=State.UNCERTAIN, next_attempt_at=doubt, updated_at=Now()
+    )
+    if back or doubtful:
+        logger.error("issue %s: %s claimed and %s doubtful copies were held by nobody", issue.pk, back, doubtful)
+
+
+def _go_on(issue: Issue) -> str:
+    """Send again where a slow worker gave a copy back after all others were through and it was called unknown."""
+    if issue.state == Issue.State.NEEDS_REVIEW and issue.deliveries.again().exists():
+        issue.state = Issue.State.SENDING
+        issue.save(update_fields=["state"])
+    return issue.state
 
 
 def _final_state(unknown: int, failed: int) -> str:
