@@ -33,7 +33,12 @@ class Command(BaseCommand):
         parser.add_argument("--connections", type=_positive, default=16, help="of each process")
         parser.add_argument("--pairs", type=_positive, default=5, help="how often the senders take turns")
         parser.add_argument("--smtp", metavar="HOST:PORT", help="a running sink; else smtp-sink is started")
-        parser.add_argument("--overlap", action="store_true", help="content and next envelope in one write")
+        parser.add_argument(
+            "--overlap",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="final dot and next envelope in one write",
+        )
         parser.add_argument("--django-messages", type=_positive, default=1000, help="how many Django's backend sends")
         _add_json(parser)
 
