@@ -235,9 +235,11 @@ class Conversation(asyncio.Protocol):
         line = bytes(self.buffer[:end]).rstrip(b"\r")
         del self.buffer[: end + 1]
         if self.server.keep_content:
-            self.server.heard.append(Heard(line.decode(), self.session.number, self.session.encrypted))
+            self.server.heard.append(
+                Heard(line.decode("utf-8", "replace"), self.session.number, self.session.encrypted)
+            )
         if self.buffer and "PIPELINING" not in self.server.extensions:
-            self.server.out_of_turn.append(bytes(self.buffer).decode())
+            self.server.out_of_turn.append(bytes(self.buffer).decode("utf-8", "replace"))
         if self.credentials is not None:
             self.read_credential(line)
         else:
@@ -331,7 +333,8 @@ class Conversation(asyncio.Protocol):
             transport = await self.server.loop.start_tls(self.transport, self, self.server.tls, server_side=True)
         except OSError:
             return  # the client did not like the certificate, as some tests make it do
-        assert transport is not None
+        if transport is None:  # a script hung up meanwhile
+            return
         self.transport = transport
         self.session.encrypted = True
         self.busy = False
