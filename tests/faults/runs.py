@@ -20,9 +20,20 @@ HURRY = {name: PRODUCTION[name] / 300 for name in WAITS}
 def sending(recipients: int) -> Issue:
     """Return an issue that is sending to reader0@example.org and so many others."""
     make_readers(recipients)
+    return begin()
+
+
+def begin() -> Issue:
+    """Return an issue that is sending to the readers there are."""
     issue = make_issue(make_post(body="Word " * 200))
     delivery.send_now(issue)
     return issue
+
+
+def number(address: str) -> int:
+    """Return the n of reader<n>@example.org, or -1."""
+    name = address.partition("@")[0]
+    return int(name[6:]) if name.startswith("reader") else -1
 
 
 def step(issue: Issue) -> None:

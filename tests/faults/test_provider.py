@@ -19,7 +19,7 @@ from newsletter.models import Delivery, DeliveryEvent, Issue
 from posts.models import Publication
 from subscribers.models import Subscriber, SystemMail
 from tests.faults.conftest import assert_promise, logged
-from tests.faults.runs import HURRY, run, run_until, sending, step
+from tests.faults.runs import HURRY, number, run, run_until, sending, step
 from tests.provider import Answer, ProviderApi, Request, refusal
 
 RECIPIENTS = int(os.environ.get("RECIPIENTS", "200"))
@@ -41,11 +41,6 @@ def provider(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> 
         settings.SMTP_CONNECTIONS = CONNECTIONS
         settings.UNKNOWN_SETTLE_SECONDS = 2 * TIMEOUT
         yield api
-
-
-def number(address: str) -> int:
-    """Return the n of reader<n>@example.org."""
-    return int(address.removeprefix("reader").partition("@")[0])
 
 
 def each_twentieth(request: Request, *, plus: int = 0) -> bool:
@@ -100,7 +95,9 @@ def wait_of(kind: str, seconds: float) -> Answer:
     return Answer(429, {"Message": "You have reached your daily email sending quota."})
 
 
-@pytest.mark.parametrize("kind", ["seconds", "date", "420", "quota"])
+@pytest.mark.parametrize(
+    "kind", ["seconds", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("date", "420", "quota"))]
+)
 def test_fi_36_a_provider_that_asks_to_wait_pauses_the_issue_which_goes_on_by_itself(
     provider: ProviderApi, settings: Any, admin_client: Client, kind: str
 ) -> None:
@@ -134,7 +131,7 @@ def test_fi_36_a_provider_that_asks_to_wait_pauses_the_issue_which_goes_on_by_it
     assert (issue.state, issue.resume_at, len(logged(provider))) == (Issue.State.COMPLETED, None, RECIPIENTS)
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["500", "reset"])
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.long)], ids=["500", "reset"])
 def test_fi_37_a_provider_that_breaks_before_or_after_it_took_a_copy_leaves_it_unknown_never_twice(
     provider: ProviderApi, cut: bool
 ) -> None:
