@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from newsletter import delivery, ledger, replies, sweeper
 from newsletter.models import Delivery, Issue, Lease
+from newsletter.worker import Worker
 from posts.models import Post, Publication
 from subscribers.models import Subscriber, Suppression
 from tests.factories import make_issue, make_post, make_readers
@@ -382,7 +383,7 @@ def test_many_connections_share_their_commits(relay: SmtpServer, settings: Any) 
     settings.SMTP_CONNECTIONS = 16
     make_readers(300)
     issue = sending()
-    worker = delivery.Worker(issue)
+    worker = Worker(issue)
     commits: list[int] = []
     intend = worker.ledger.intend
 
