@@ -291,6 +291,11 @@ UNFOLD = {
                     _menu("Subscribers", "group", "subscribers_subscriber"),
                     _menu("Suppressions", "block", "subscribers_suppression"),
                     _menu("Deliveries", "outgoing_mail", "newsletter_delivery"),
+                    {
+                        "title": "What happened to …",
+                        "icon": "person_search",
+                        "link": reverse_lazy("admin:newsletter_delivery_history"),
+                    },
                     _menu("System mail", "outbox", "subscribers_systemmail"),
                 ],
             },
