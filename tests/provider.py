@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections import Counter
@@ -64,6 +65,7 @@ class ProviderApi:
     script: Callable[[Request], Answer | None] = lambda request: None
     deaf: Callable[[int], bool] = lambda number: False  # the n-th request's connection is reset before it is read
     keep: bool = True
+    tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
     ids: dict[str, str] = field(default_factory=dict)  # the last message's id by recipient
     recipients: Counter[str] = field(default_factory=Counter)
@@ -75,6 +77,8 @@ class ProviderApi:
         self.ledger: TextIO = self.log.open("a", buffering=1)
         self.server = Server(("127.0.0.1", 0), Handler)
         self.server.api = self
+        if self.tls:
+            self.server.socket = self.tls.wrap_socket(self.server.socket, server_side=True)
         self.thread = threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True)
         self.thread.start()
         return self
@@ -88,7 +92,7 @@ class ProviderApi:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.server.server_address[1]}/"
 
     @property
     def postmark(self) -> dict[str, Any]:
