@@ -250,8 +250,9 @@ class Issue(models.Model):
 
     def pause(self) -> None:
         """Stop handing over; copies under way at this moment are finished. A second click changes nothing."""
-        if not self._is_already(self.State.PAUSED):
-            self._move_now(self.State.PAUSED)
+        with transaction.atomic():
+            if not self._is_already(self.State.PAUSED):
+                self._move_now(self.State.PAUSED)
 
     def resume(self) -> None:
         """Go on sending after a pause. A second click changes nothing."""
@@ -333,8 +334,8 @@ class Issue(models.Model):
         self.state, self.slot, self.due_at, self.number = fresh.state, fresh.slot, fresh.due_at, fresh.number
 
     def _is_already(self, state: str) -> bool:
-        """Tell whether the row, read anew, is in `state`: so it is at a double click."""
-        self.refresh_from_db(fields=["state"])
+        """Take the row's lock and tell whether it is in `state`: so the second of two clicks at once finds it."""
+        self._lock()
         return self.state == state
 
     def _move(self, state: str) -> None:
