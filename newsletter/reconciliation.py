@@ -100,6 +100,7 @@ def decide(issue: Issue, ids: Iterable[int], decision: str, *, by: str) -> int:
     """
     if decision not in DECISIONS:
         raise ValidationError(_("Choose what to do with the unknown copies."))
+    issue.refresh_from_db(fields=["state"])
     if decision == "again" and issue.state == Issue.State.CANCELLED:
         raise ValidationError(_("The issue was cancelled: nothing of it is sent again."))
     rows = list(issue.deliveries.unknown().filter(pk__in=list(ids)))
