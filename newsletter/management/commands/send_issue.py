@@ -21,17 +21,18 @@ class Command(BaseCommand):
         issue = Issue.objects.filter(number=options["number"]).first()
         if issue is None:
             raise CommandError(f"There is no issue {options['number']}: schedule it first, which gives it its number.")
-        self.start(issue)
+        try:
+            self.start(issue)
+        except ValidationError as error:
+            raise CommandError("\n".join(error.messages)) from error
         self.send(issue)
         issue.refresh_from_db()
         self.stdout.write(f"{issue}: {issue.get_state_display()}\n{issue.counts()}")
 
     def start(self, issue: Issue) -> None:
+        delivery.check_armed()
         if issue.state in Issue.EDITABLE:
-            try:
-                delivery.send_now(issue)
-            except ValidationError as error:
-                raise CommandError("\n".join(error.messages)) from error
+            delivery.send_now(issue)
         elif issue.state == Issue.State.FROZEN:
             delivery.start(issue.pk)
         elif issue.state != Issue.State.SENDING:
