@@ -268,6 +268,9 @@ class Ledger:
             if self._intents is None:
                 self._intents = await Statement.prepare(INTEND)
             up, done = await self._intents.execute(values)
+        except asyncio.CancelledError:  # its answer is still to come, and must not be taken for that of another
+            await self._close_intents()
+            raise
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             await self._close_intents()
             raise Away(f"{type(error).__name__}: {error}") from error

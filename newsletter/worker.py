@@ -78,7 +78,8 @@ class Gate:
         if self.timer:
             self.timer.cancel()
             self.timer = None
-        group, self.waiting = self.waiting, []
+        group = [entry for entry in self.waiting if not entry[2].done()]  # a process that must end waits no more
+        self.waiting = []
         self.busy = True
         self.task = asyncio.get_running_loop().create_task(self._commit(group))
         self.task.add_done_callback(self._next)
@@ -97,13 +98,15 @@ class Gate:
                 self.sending = await self.ledger.refuse(refused, delay=LOCKED_SECONDS)
         except Exception as error:
             for _copy, _done, answer in group:
-                answer.set_exception(error)
+                if not answer.done():
+                    answer.set_exception(error)
             return
         for outcome in done:
             if outcome.copy.id not in written:
                 logger.error("delivery %s was taken but is no longer ours; not written down", outcome.copy.id)
         for copy, _done, answer in group:
-            answer.set_result(began if copy is None or copy.id in up else None)
+            if not answer.done():
+                answer.set_result(began if copy is None or copy.id in up else None)
 
 
 class Worker:
