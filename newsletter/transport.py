@@ -230,6 +230,10 @@ def _acceptance(message: Any, sent: int) -> Reply:
         raise Refused(Reply(550, f"the provider says: {said}", "api"), kind=Class.HARD_ADDRESS)
     if said == "failed" or not sent:  # not sent: a receiver of anymail's pre_send would not have it
         raise Refused(Reply(554, f"the provider says: {said or 'not sent'}", "api"), kind=Class.UNKNOWN, is_ours=True)
+    response: Any = getattr(status, "esp_response", None)
+    if getattr(response, "status_code", 200) >= 400:  # a refusal in words that anymail does not know
+        refusal = Reply(550, _shown(response.text), "api")
+        raise Refused(refusal, kind=classify(refusal), is_ours=classify(refusal) not in OF_READER)
     return Reply(250, f"taken by the provider: {said or 'yes'}", "api", _provider_id(found))
 
 
