@@ -6,7 +6,7 @@ UV := $(shell command -v uv || echo .venv/bin/uv)
 RUN := $(UV) run --frozen
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-reset test check
+.PHONY: help setup demo demo-reset test faults check
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,6 +22,12 @@ demo-reset:  ## Delete the demo's data
 
 test: setup  ## Run the tests on real PostgreSQL and Valkey
 	@$(UV) run --frozen --no-sync pytest
+
+# A test that was skipped has shown nothing, so none may be.
+faults: setup  ## Break everything, on purpose (SEEDS=n pairs of faults)
+	@report=$$(mktemp) && trap 'rm -f '$$report EXIT && \
+	$(UV) run --frozen --no-sync pytest tests/faults -m "not services" -rs --junitxml=$$report && \
+	{ ! grep -q 'skipped="[1-9]' $$report || { echo "Some tests were skipped: all of them have to run." >&2; exit 1; }; }
 
 check: setup  ## Lint, types, layers, migrations
 	@$(UV) run --frozen --no-sync ruff format --check . && $(UV) run --no-sync ruff check . && $(UV) run --no-sync mypy

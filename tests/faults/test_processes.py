@@ -40,7 +40,7 @@ CREATE TRIGGER note_claim BEFORE UPDATE OF state ON newsletter_delivery
 """
 UNWATCH_CLAIMS = "DROP FUNCTION pg_temp_note_claim CASCADE; DROP TABLE pg_temp_claims;"
 State = Delivery.State
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300), pytest.mark.long]
 
 
 def pace(session: Session) -> Answer:
