@@ -11,10 +11,11 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
-from django.db.models.functions import Coalesce, Greatest, Now
+from django.db.models.expressions import CombinedExpression
+from django.db.models.functions import Greatest, Now
 from django.urls import reverse
 
-from newsletter.models import Issue, Slot
+from newsletter.models import Delivery, Issue, Slot
 from posts.models import Publication
 from subscribers import emails
 from subscribers.models import SystemMail
@@ -59,9 +60,9 @@ def tell_of_late_issues() -> None:
 def tell_of_stalled_issues() -> None:
     """Tell that a sending issue has work that is due and no copy was settled for STALL_SECONDS."""
     quiet = Now() - _seconds(settings.STALL_SECONDS)
-    moved = Greatest(models.F("started_at"), Coalesce(models.Max("leases__settled_at"), models.F("started_at")))
+    moved = Greatest(models.F("state_since"), models.Max("leases__settled_at"))
     for issue in Issue.objects.sending().annotate(moved_at=moved).filter(moved_at__lte=quiet):
-        if issue.has_due() or issue.leases.filter(ended_at=None).exists():
+        if _is_waiting(issue, quiet):
             alert(
                 "stalled",
                 {**about(issue), "since": issue.moved_at.isoformat()},
@@ -69,12 +70,26 @@ def tell_of_stalled_issues() -> None:
             )
 
 
+def _is_waiting(issue: Issue, quiet: CombinedExpression) -> bool:
+    """Tell whether copies wait to be claimed, or a worker was at them all the while.
+
+    One that the relay put off for hours and that falls due now is no sign of a stall.
+    """
+    given_back = models.Q(state=Delivery.State.PENDING, next_attempt_at__lte=Now())
+    return (
+        issue.has_fresh()
+        or issue.deliveries.again().filter(given_back | models.Q(next_attempt_at__lte=quiet)).exists()
+        or issue.leases.filter(ended_at=None, started_at__lte=quiet).exists()
+    )
+
+
 def tell_of_pauses() -> None:
-    """Tell that sending paused by itself, why, and when it goes on."""
+    """Tell that sending paused by itself, why, and when it goes on; short rests for one reason once an hour."""
     for issue in Issue.objects.filter(state=Issue.State.PAUSED).exclude(pause_reason=""):
         until = issue.resume_at.isoformat() if issue.resume_at else ""
         context = {**about(issue), "error": issue.pause_reason, "resumes_at": until}
-        alert("paused", context, once=f"paused:{issue.pk}:{until[:13]}:{issue.pause_reason[:120]}")
+        when = until[:13] or issue.state_since
+        alert("paused", context, once=f"paused:{issue.pk}:{when}:{issue.pause_reason[:120]}")
 
 
 def tell_results() -> None:
@@ -87,7 +102,7 @@ def tell_results() -> None:
 
 
 def tell_unreachable(issue: Issue, error: str) -> None:
-    """Tell, once an issue and hour, that the relay can't be reached or does not let us in."""
+    """Tell, once an issue and error, that the relay can't be reached or does not let us in."""
     alert("unreachable", {**about(issue), "error": error}, once=f"unreachable:{issue.pk}:{error[:60]}")
 
 

@@ -146,6 +146,8 @@ class Issue(models.Model):
     introduction = models.TextField(blank=True, help_text=_("Markdown, before the posts."))
     posts = models.ManyToManyField(Post, through="IssuePost", related_name="issues")
     state = models.CharField(max_length=24, choices=State, default=State.DRAFT)
+    # Written by a trigger, whoever changes the state.
+    state_since = models.DateTimeField(db_default=Now(), editable=False)
     slot = models.OneToOneField(
         Slot,
         null=True,
