@@ -519,6 +519,9 @@ class DeliveryAdmin(ReadOnly, ModelAdmin):
         (_("Who had it"), {"fields": ["lease", "fence", "render_sha256"]}),
     ]
 
+    class Media:
+        css = {"all": ["newsletter/issue.css"]}
+
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Delivery], search_term: str
     ) -> tuple[QuerySet[Delivery], bool]:
