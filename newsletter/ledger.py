@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psycopg
 from django.conf import settings
 from django.db import connection
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 
 from newsletter.models import Delivery
 from newsletter.replies import Class, Reply
@@ -365,6 +365,7 @@ class Statement:
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
         self._libpq = connection.pgconn
+        self._socket = connection.pgconn.socket  # -1 once nobody listens; libpq forgets a lost one's number
         self._answer: asyncio.Future[list[bytes | None]] | None = None
 
     @classmethod
@@ -372,9 +373,13 @@ class Statement:
         """Open the connection and prepare `statement`, whose values are $1, $2 ... Raises psycopg's errors."""
         made = cls(await psycopg.AsyncConnection.connect(**parameters()))
         made._libpq.nonblocking = 1
-        asyncio.get_running_loop().add_reader(made._libpq.socket, made._read)
-        made._libpq.send_prepare(cls.NAME, statement.encode())
-        await made._answered()
+        asyncio.get_running_loop().add_reader(made._socket, made._read)
+        try:
+            made._libpq.send_prepare(cls.NAME, statement.encode())
+            await made._answered()
+        except BaseException:
+            await made.close()
+            raise
         return made
 
     async def execute(self, values: list[str]) -> list[bytes]:
@@ -383,19 +388,32 @@ class Statement:
         return [value or b"" for value in await self._answered()]
 
     async def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        self._listen_no_more()
         await self._connection.close()
+
+    def _listen_no_more(self) -> None:
+        """Take the socket out of the loop: at once, since the next to be opened may get a lost one's number."""
+        lost, self._socket = self._socket, -1
+        if lost >= 0:
+            asyncio.get_running_loop().remove_reader(lost)
+            asyncio.get_running_loop().remove_writer(lost)
 
     async def _answered(self) -> list[bytes | None]:
         loop = asyncio.get_running_loop()
         self._answer = loop.create_future()
         if self._libpq.flush():  # more than the socket takes at once
-            loop.add_writer(self._libpq.socket, self._flush)
+            loop.add_writer(self._socket, self._flush)
         return await self._answer
 
     def _flush(self) -> None:
-        if not self._libpq.flush():
-            asyncio.get_running_loop().remove_writer(self._libpq.socket)
+        try:
+            if self._libpq.flush():
+                return
+        except psycopg.Error as error:
+            self._listen_no_more()
+            self._tell(error)
+        else:
+            asyncio.get_running_loop().remove_writer(self._socket)
 
     def _read(self) -> None:
         """Take what the server sent; hand it to whoever waits once it is whole."""
@@ -409,6 +427,8 @@ class Statement:
                     raise psycopg.errors.error_from_result(result)
                 row = [result.get_value(0, n) for n in range(result.nfields)] if result.ntuples else row
         except psycopg.Error as error:
+            if self._libpq.status != ConnStatus.OK:
+                self._listen_no_more()
             self._tell(error)
             return
         self._tell(row)
@@ -416,8 +436,8 @@ class Statement:
     def _tell(self, found: list[bytes | None] | psycopg.Error) -> None:
         answer, self._answer = self._answer, None
         if answer is None or answer.done():
-            asyncio.get_running_loop().remove_reader(self._libpq.socket)  # the server went while nothing was asked
-        elif isinstance(found, psycopg.Error):
+            return  # the server went, or spoke, while nothing was asked
+        if isinstance(found, psycopg.Error):
             answer.set_exception(found)
         else:
             answer.set_result(found)
