@@ -25,9 +25,9 @@ from django.db import connection
 
 from newsletter.models import Delivery, Issue, Lease
 from newsletter.processes import Child
-from tests.faults.conftest import is_through
+from tests.faults.conftest import assert_promise, is_through, logged
 from tests.smtpd import MESSAGE_ID, Answer, Session, SmtpServer
-from tests.workers import Workers, database_url
+from tests.workers import Workers, database_url, wait_until
 
 MANAGE = [sys.executable, str(settings.BASE_DIR / "manage.py")]
 TLS_OR_GSS = b"\x04\xd2"  # how the codes of SSLRequest and GSSENCRequest begin: what follows is the true first message
@@ -35,6 +35,7 @@ PROCESSES, CONNECTIONS = 2, 4  # of the worker that sends issues, and of each of
 LINKS = PROCESSES * CONNECTIONS
 SENDER = "masthead-sender"  # what a worker's own connections to the database call themselves
 FETCH_SECONDS = 300
+RESTART_SECONDS = 60.0  # for processes that start at this machine's own pace
 State = Delivery.State
 
 
@@ -200,7 +201,40 @@ def end_database_connections(application: str = "%") -> int:
     )
 
 
+# The issue
+
+
+def states(issue: Issue, *wanted: str) -> set[str]:
+    """Return the addresses whose copy is in one of these states."""
+    return set(issue.deliveries.filter(state__in=wanted).values_list("address", flat=True))
+
+
+def all_answered(issue: Issue, relay: SmtpServer) -> bool:
+    """Tell whether the relay has taken every copy whose hand-over is under way, and that there are some."""
+    under_way = states(issue, State.HANDING_OVER)
+    return bool(under_way) and under_way <= set(relay.recipients)
+
+
+def wait_until_completed(issue: Issue) -> None:
+    def is_completed() -> bool:
+        issue.refresh_from_db()
+        return issue.state == Issue.State.COMPLETED
+
+    wait_until(is_completed, seconds=RESTART_SECONDS, why=lambda: f"{issue.state}: {issue.counts()}")
+
+
+def assert_completed(issue: Issue, relay: SmtpServer) -> None:
+    """Everybody has his copy, once, and nothing is left open or unknown."""
+    assert_promise(issue, relay, unknown_at_most=0)
+    assert (len(logged(relay)), issue.state) == (issue.planned, Issue.State.COMPLETED)
+
+
 # The relay
+
+
+def pace(session: Session) -> Answer:
+    """Answer DATA so slowly that a test finds the run in its midst."""
+    return 0.1
 
 
 @dataclass
@@ -216,12 +250,6 @@ class Stall:
             return None
         self.seen.append(session.number)
         return self.told
-
-
-def all_answered(issue: Issue, relay: SmtpServer) -> bool:
-    """Tell whether the relay has taken every copy whose hand-over is under way, and that there are some."""
-    under_way = set(issue.deliveries.filter(state=State.HANDING_OVER).values_list("address", flat=True))
-    return bool(under_way) and under_way <= set(relay.recipients)
 
 
 def write_relay_log(relay: SmtpServer, path: Path) -> None:
@@ -388,17 +416,21 @@ class Proxy:
 class Strike:
     """Cut all connections when a statement with these words comes by: before the database has it, or after it is done.
 
-    `skip` such statements pass first, and for `seconds` nobody is let in.
+    It counts from a statement with the words `behind` on; `skip` of those with `words` pass, and once it has fallen
+    nobody is let in for `seconds`.
     """
 
     words: bytes
     when: Literal["before", "after"]
-    skip: int = 0
+    behind: bytes
+    skip: int
     seconds: float = 0.5
+    counts: bool = False
     fell: threading.Event = field(default_factory=threading.Event)
 
     def meets(self, statement: bytes) -> bool:
-        if self.fell.is_set() or self.words not in statement:
+        self.counts = self.counts or self.behind in statement
+        if self.fell.is_set() or not self.counts or self.words not in statement:
             return False
         self.skip -= 1
         return self.skip < 0
@@ -486,8 +518,8 @@ class DatabaseProxy(Proxy):
         else:
             await self.loop.create_connection(protocol, host, int(port))
 
-    def strike(self, words: str, when: Literal["before", "after"], *, skip: int = 0) -> Strike:
-        strike = Strike(words.encode(), when, skip)
+    def strike(self, words: str, when: Literal["before", "after"], *, behind: str = "", skip: int = 0) -> Strike:
+        strike = Strike(words.encode(), when, behind.encode(), skip)
         self.strikes.append(strike)
         return strike
 

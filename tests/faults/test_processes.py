@@ -19,14 +19,23 @@ from posts.models import Publication
 from tests.factories import make_issue, make_post, make_readers
 from tests.faults import harness
 from tests.faults.conftest import assert_promise, is_through, logged
-from tests.faults.harness import CONNECTIONS, LINKS, PROCESSES, Stall
-from tests.smtpd import Answer, Session, SmtpServer
+from tests.faults.harness import (
+    CONNECTIONS,
+    LINKS,
+    PROCESSES,
+    RESTART_SECONDS,
+    Stall,
+    assert_completed,
+    pace,
+    states,
+    wait_until_completed,
+)
+from tests.smtpd import SmtpServer
 from tests.workers import wait_until
 
 RECIPIENTS = int(os.environ.get("RECIPIENTS", "300"))
 GRACE_SECONDS = 10.0  # a worker told to end has finished what is under way
 NOTICE_SECONDS = 1.0  # so long it may take to notice
-RESTART_SECONDS = 60.0  # for processes that start at this machine's own pace
 Claims = Callable[[], list[dt.datetime]]
 WATCH_CLAIMS = """
 CREATE TABLE pg_temp_claims (at timestamptz);
@@ -41,11 +50,6 @@ CREATE TRIGGER note_claim BEFORE UPDATE OF state ON newsletter_delivery
 UNWATCH_CLAIMS = "DROP FUNCTION pg_temp_note_claim CASCADE; DROP TABLE pg_temp_claims;"
 State = Delivery.State
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300), pytest.mark.long]
-
-
-def pace(session: Session) -> Answer:
-    """Answer DATA so slowly that a test finds the run in its midst."""
-    return 0.1
 
 
 @pytest.fixture
@@ -80,24 +84,6 @@ def wait_for_the_end(issue: Issue) -> float:
     began = time.monotonic()
     wait_until(lambda: is_through(issue), seconds=RESTART_SECONDS, why=issue.counts)
     return time.monotonic() - began
-
-
-def states(issue: Issue, *wanted: str) -> set[str]:
-    return set(issue.deliveries.filter(state__in=wanted).values_list("address", flat=True))
-
-
-def assert_completed(issue: Issue, relay: SmtpServer) -> None:
-    """Everybody has his copy, once, and nothing is left open or unknown."""
-    assert_promise(issue, relay, unknown_at_most=0)
-    assert (len(logged(relay)), issue.state) == (RECIPIENTS, Issue.State.COMPLETED)
-
-
-def wait_until_completed(issue: Issue) -> None:
-    def is_completed() -> bool:
-        issue.refresh_from_db()
-        return issue.state == Issue.State.COMPLETED
-
-    wait_until(is_completed, seconds=RESTART_SECONDS, why=lambda: f"{issue.state}: {issue.counts()}")
 
 
 def look_up(issue: Issue, relay: SmtpServer, log: str) -> None:
