@@ -43,16 +43,9 @@ State = Delivery.State
 
 
 def prefork_children(worker: Child) -> list[int]:
-    """Return the pids of the processes that a Celery worker has forked, as the kernel knows them."""
+    """Return the pids of the living processes that a Celery worker has forked, as the kernel knows them."""
     tasks = Path(f"/proc/{worker.process.pid}/task").glob("*/children")
-    return [pid for task in tasks for pid in map(int, task.read_text().split()) if is_python(pid)]
-
-
-def is_python(pid: int) -> bool:
-    try:
-        return b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-    except OSError:
-        return False
+    return [pid for task in tasks for pid in map(int, task.read_text().split()) if is_alive(pid)]
 
 
 def at_work(issue: Issue) -> set[int]:
