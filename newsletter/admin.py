@@ -206,7 +206,7 @@ class IssueAdmin(ModelAdmin):
     def carry_out(self, issue: Issue, name: str, request: HttpRequest) -> str:
         """Carry out one act and return what to tell the author. Raises ValidationError."""
         if name == "schedule":
-            issue.schedule(get_object_or_404(Slot, pk=int(request.POST.get("slot") or 0)))
+            delivery.schedule(issue, get_object_or_404(Slot, pk=int(request.POST.get("slot") or 0)))
         elif name == "now":
             delivery.send_now(issue)
             tasks.hint([issue.pk])

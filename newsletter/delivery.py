@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
 from newsletter import alarms, message, rendering, transport
-from newsletter.models import Delivery, Frontier, Issue
+from newsletter.models import Delivery, Frontier, Issue, Slot
 from newsletter.replies import TransportError
 from newsletter.worker import Worker
 from posts.models import Post, Publication
@@ -93,11 +93,24 @@ def start(issue_id: int) -> bool:
 
 def send_now(issue: Issue) -> None:
     """Schedule the issue for this instant, freeze it and start it. Raises ValidationError where it is not fit to go."""
-    check_armed()
+    check_fit(issue)
     issue.schedule_at(_database_now())
     freeze(issue.pk)
     start(issue.pk)
     issue.refresh_from_db()
+
+
+def schedule(issue: Issue, slot: Slot) -> None:
+    """Put the issue into a slot. Raises ValidationError where it is not fit to go."""
+    check_fit(issue)
+    issue.schedule(slot)
+
+
+def check_fit(issue: Issue) -> None:
+    """Raise ValidationError where this installation may not send, or the mail would not arrive whole."""
+    check_armed()
+    if issue.is_editable:
+        rendering.check_size(issue)
 
 
 def check_armed() -> None:

@@ -131,7 +131,7 @@ class Issue(models.Model):
             State.NEEDS_REVIEW,
             State.CANCELLED,
         },
-        State.PAUSED: {State.SENDING, State.CANCELLED},
+        State.PAUSED: {State.FROZEN, State.SENDING, State.CANCELLED},
         State.NEEDS_REVIEW: {State.SENDING, State.COMPLETED, State.COMPLETED_WITH_FAILURES, State.CANCELLED},
         # Only by the author's explicit act: to those who joined since, or once more to those it failed for.
         State.COMPLETED: {State.SENDING},
@@ -257,11 +257,12 @@ class Issue(models.Model):
                 self._move_now(self.State.PAUSED)
 
     def resume(self) -> None:
-        """Go on sending after a pause. A second click changes nothing."""
+        """Go on after a pause: sending, or waiting for its start where that had not come. A second click does nothing."""
         with transaction.atomic():
-            if self._is_already(self.State.SENDING):
+            state = self.State.SENDING if self.started_at else self.State.FROZEN
+            if self._is_already(state):
                 return
-            self._move_now(self.State.SENDING)
+            self._move_now(state)
             self.pause_reason, self.resume_at = "", None
             self.save(update_fields=["pause_reason", "resume_at"])
 

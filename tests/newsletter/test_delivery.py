@@ -18,7 +18,7 @@ from newsletter.models import Delivery, Issue, Lease
 from newsletter.worker import Worker
 from posts.models import Post, Publication
 from subscribers.models import Subscriber, Suppression
-from tests.factories import make_issue, make_post, make_readers
+from tests.factories import make_issue, make_post, make_readers, make_slot
 from tests.smtpd import DROP, Session, SmtpServer
 
 State = Delivery.State
@@ -239,6 +239,21 @@ def test_a_second_click_on_a_button_changes_nothing(alice: Subscriber) -> None:
             assert Issue.objects.get(pk=issue.pk).state == state
 
 
+def test_an_issue_paused_before_its_start_starts_after_the_pause(relay: SmtpServer, alice: Subscriber) -> None:
+    issue = make_issue()
+    issue.schedule_at(timezone.now())
+    delivery.freeze(issue.pk)
+    issue.refresh_from_db()
+    for act in ("pause", "resume", "resume"):
+        getattr(issue, act)()
+    assert Issue.objects.get(pk=issue.pk).state == Issue.State.FROZEN
+    sweeper.start_frozen()
+    delivery.send_due(issue.pk)
+    issue.refresh_from_db()
+    assert issue.state == Issue.State.COMPLETED
+    assert issue.started_at is not None
+
+
 def test_what_is_not_sending_can_not_be_paused(alice: Subscriber) -> None:
     with pytest.raises(ValidationError, match="can't become"):
         make_issue().pause()
@@ -449,6 +464,15 @@ def test_an_unsubscribe_waits_for_the_intent_under_way_and_none_goes_after_it(al
 
     asyncio.run(intend())
     assert order == ["intended", "unsubscribed"]
+
+
+def test_an_issue_that_gmail_would_cut_off_is_not_scheduled() -> None:
+    issue = make_issue(introduction="Too many words. " * 7000)
+    with pytest.raises(ValidationError, match="Gmail cuts off"):
+        delivery.schedule(issue, make_slot())
+    with pytest.raises(ValidationError, match="Gmail cuts off"):
+        delivery.send_now(issue)
+    assert Issue.objects.get(pk=issue.pk).state == Issue.State.DRAFT
 
 
 def test_numbers_are_given_in_turn() -> None:
