@@ -39,7 +39,7 @@ def number(address: str) -> int:
 def step(issue: Issue) -> None:
     """Sweep and send once, as far as it goes."""
     sweeper.sweep()
-    delivery.send_due(issue.pk, seconds=10)
+    delivery.send_due(issue.pk, seconds=60)
     issue.refresh_from_db()
 
 

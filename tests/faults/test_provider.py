@@ -115,7 +115,7 @@ def test_fi_36_a_provider_that_asks_to_wait_pauses_the_issue_which_goes_on_by_it
 
     provider.script = script
     issue = sending(RECIPIENTS)
-    delivery.send_due(issue.pk)
+    delivery.send_due(issue.pk, seconds=60)
     issue.refresh_from_db()
     assert (issue.state, issue.completed_at) == (Issue.State.PAUSED, None)
     assert issue.resume_at is not None

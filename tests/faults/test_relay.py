@@ -287,7 +287,7 @@ def test_fi_31_the_log_of_a_real_postfix_decides_both_ways_what_became_of_a_copy
     issue = sending(RECIPIENTS)
     with DotProxy(postfix.port) as proxy:
         settings.SMTP_PORT = proxy.port
-        delivery.send_due(issue.pk)
+        delivery.send_due(issue.pk, seconds=60)
         proxy.cuts = False
         unknown = set(issue.deliveries.unknown().values_list("address", flat=True))
         taken = set(taken_by(postfix))
@@ -337,7 +337,7 @@ def test_refusals_between_overlapping_messages_hit_only_their_own(
     relay.script = {phase: refusing(phase) for phase in ("rcpt", "data", "final_dot")}
     relay.script["mail"] = lambda session: REFUSALS["mail"][11] if session.messages % 20 == 11 else None
     issue = sending(RECIPIENTS)
-    delivery.send_due(issue.pk)
+    delivery.send_due(issue.pk, seconds=60)
     relay.script["mail"] = lambda session: None
     run(issue)
     assert_promise(issue, relay, unknown_at_most=0)
@@ -356,7 +356,7 @@ def test_fi_32_an_answer_to_the_dot_just_before_the_end_of_patience_counts_and_o
     settings.UNKNOWN_SETTLE_SECONDS = 2.0
     relay.script["final_dot"] = lambda session: part * settings.SMTP_FINAL_TIMEOUT
     issue = sending(CONNECTIONS)
-    delivery.send_due(issue.pk)
+    delivery.send_due(issue.pk, seconds=60)
     assert set(issue.deliveries.values_list("state", flat=True)) == {state}
     wait_until(lambda: len(logged(relay)) == CONNECTIONS)  # over: too late for us
     relay.script.clear()
@@ -396,7 +396,7 @@ def test_fi_33_a_relay_that_talks_strangely_at_any_phase_is_left_in_time_and_not
         issue, began = make_issue(), time.monotonic()
         delivery.send_now(issue)
         before = logged(relay).total()
-        delivery.send_due(issue.pk)
+        delivery.send_due(issue.pk, seconds=60)
         assert time.monotonic() - began < 5
         row = issue.deliveries.get()
         print(f"\n{manner} at {phase}: {row.state}, {row.smtp_code} {row.reply_text[:60]!r}")
@@ -428,7 +428,7 @@ def test_fi_33_an_answer_without_an_end_is_cut_off(settings: Any) -> None:
         speaker = threading.Thread(target=speak)
         speaker.start()
         issue = sending(1)
-        delivery.send_due(issue.pk)
+        delivery.send_due(issue.pk, seconds=60)
         speaker.join(10)
     print(f"\nthe client hung up after at most {said // 1024} KiB")  # much of it in the kernel's buffers
     assert said < 64 * 2**20
@@ -483,7 +483,7 @@ def test_fi_34_without_a_proven_relay_nothing_goes_in_clear_and_the_author_is_to
     good = {name: getattr(settings, name) for name in ("SMTP_CA_FILE", "SMTP_SECURITY")}
     spoil(secured, certificates[0], settings)
     issue = sending(20)
-    delivery.send_due(issue.pk)
+    delivery.send_due(issue.pk, seconds=60)
     issue.refresh_from_db()
     rows = issue.deliveries.all()
     assert {(row.state, row.attempt) for row in rows} == {(State.PENDING, 0)}
