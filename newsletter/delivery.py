@@ -28,9 +28,12 @@ from subscribers import instance
 logger = logging.getLogger(__name__)
 State = Delivery.State
 
+# A domain that is not ASCII is written as its key has it (RFC 5890): no relay needs SMTPUTF8 for such a reader.
 FREEZE = """
 WITH candidates AS MATERIALIZED (
-    SELECT id, address, key, name,
+    SELECT id, key, name,
+           CASE WHEN octet_length(address) = length(address) THEN address
+                ELSE split_part(address, '@', 1) || '@' || split_part(key, '@', 2) END AS address,
            CASE WHEN suppressed THEN 'suppressed' WHEN paused_until > now() THEN 'paused' ELSE '' END AS reason
       FROM subscribers_subscriber s WHERE status = 'active'
        AND (NOT %(joined)s OR NOT EXISTS (

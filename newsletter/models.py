@@ -257,7 +257,7 @@ class Issue(models.Model):
                 self._move_now(self.State.PAUSED)
 
     def resume(self) -> None:
-        """Go on after a pause: sending, or waiting for its start where that had not come. A second click does nothing."""
+        """Go on after a pause: send, or wait for the start where that had not come. A second click does nothing."""
         with transaction.atomic():
             state = self.State.SENDING if self.started_at else self.State.FROZEN
             if self._is_already(state):

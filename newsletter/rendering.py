@@ -69,8 +69,8 @@ def check_size(issue: Issue) -> None:
     if size > SIZE_BLOCK:
         raise ValidationError(
             _(
-                "The mail's HTML part has %(size)s kB and Gmail cuts off what exceeds 100, the unsubscribe link with it: "
-                "shorten the issue, or give a post as a teaser."
+                "The mail's HTML part has %(size)s kB and Gmail cuts off what exceeds 100, the unsubscribe link too. "
+                "Shorten the issue, or give a post as a teaser."
             ),
             params={"size": round(size / 1000)},
         )
