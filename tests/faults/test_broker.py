@@ -21,7 +21,7 @@ import redis
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
-from kombu import Connection
+from kombu import Connection, pools
 
 from newsletter import delivery, embedded
 from newsletter.celery import app
@@ -103,8 +103,7 @@ def broker_at(url: str) -> Iterator[None]:
 
 def change_broker(url: str) -> None:
     """Let this process publish elsewhere: connections that Celery keeps are given up."""
-    app.pool.force_close_all()
-    app.amqp.producer_pool.force_close_all()
+    pools.reset()
     app._pool = app.amqp._producer_pool = None
     app.conf.broker_url = url
 
