@@ -34,6 +34,7 @@ from tests.smtpd import SmtpServer
 from tests.workers import wait_until
 
 RECIPIENTS = int(os.environ.get("RECIPIENTS", "300"))
+KILLS = 20
 GRACE_SECONDS = 10.0  # a worker told to end has finished what is under way
 NOTICE_SECONDS = 1.0  # so long it may take to notice
 Claims = Callable[[], list[dt.datetime]]
@@ -164,15 +165,15 @@ def test_fi_05_twenty_kills_at_random_times_lose_and_double_nothing(
 ) -> None:
     chance = random.Random(5)
     kills = 0
-    relay.script["data"] = lambda session: chance.uniform(0, 0.3)
+    relay.script["data"] = lambda session: chance.uniform(0, 0.8)
     with harness.workers(relay, tmp_path, scaled, **reconciled) as workers:
-        while kills < 20 and issue.counts().open:
+        while kills < KILLS and issue.counts().open:
             time.sleep(chance.uniform(0, 2))
             workers.kill(workers.children[-1 if kills else 0])
             kills += 1
             workers.start("worker")
         wait_until(lambda: issue.counts().open == 0, seconds=RESTART_SECONDS, why=issue.counts)
-        print(f"\n{kills} kills")
+        assert kills == KILLS
         assert_promise(issue, relay, unknown_at_most=kills * LINKS)
         look_up(issue, relay, reconciled["RELAY_LOG"])
     assert_completed(issue, relay)
