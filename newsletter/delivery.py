@@ -157,6 +157,7 @@ def _plan_joined(issue: Issue) -> int:
 
 def send_test(issue: Issue, *, to: str) -> None:
     """Send the issue as it stands to one address, outside the ledger. Raises ValidationError if the relay won't."""
+    check_armed()
     source = rendering.render_issue(issue)
     template = message.Template({**source, "subject": f"[Test] {source['subject']}"})
     reader = message.Values(address=to, name="", unsubscribe_id=UUID(int=0), message_id=message.test_id(source))

@@ -215,6 +215,7 @@ class Ledger:
         self.settled = 0
         self.workers = 1  # live leases, this one included
         self._held: set[int] = set()  # copies claimed and not yet settled, refused or released
+        self._claiming = False
         self._installation = instance.installation()
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._intents: Statement | None = None
@@ -233,7 +234,9 @@ class Ledger:
     async def claim(self, limit: int) -> list[Copy]:
         """Take up to `limit` due copies, those to be tried again first. Raises Away."""
         values = {**self._leased(), "issue": self.issue_id, "limit": limit, "installation": self._installation}
+        self._claiming = True  # until the answer is here: a claim may be committed whose answer is lost
         copies = sorted(Copy(*row) for row in await self._run(CLAIM, values))
+        self._claiming = False
         self._held.update(copy.id for copy in copies)
         return copies
 
@@ -327,7 +330,7 @@ class Ledger:
 
     async def let_go(self) -> None:
         """End the lease; one under which something is still held only expires. Raises Away."""
-        await self._run(LET_GO, {**self._leased(), "clean": not self._held})
+        await self._run(LET_GO, {**self._leased(), "clean": not (self._held or self._claiming)})
 
     async def close(self) -> None:
         await self._close_intents()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import models, transaction
+from django.db import OperationalError, models, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils import timezone
@@ -267,7 +268,10 @@ class Issue(models.Model):
             self.save(update_fields=["pause_reason", "resume_at"])
 
     def cancel(self) -> None:
-        """Never send the copies that have not gone yet. This is final; a second click changes nothing."""
+        """Never send the copies that have not gone yet. This is final; a second click changes nothing.
+
+        What keeps the copies from being marked now, such as a worker in the midst of a claim, the sweep makes up for.
+        """
         with transaction.atomic():
             if self._is_already(self.State.CANCELLED):
                 return
@@ -275,6 +279,12 @@ class Issue(models.Model):
             self._free_slot()
             self.pause_reason, self.resume_at = "", None
             self.save(update_fields=["slot", "pause_reason", "resume_at"])
+        with suppress(OperationalError), transaction.atomic():
+            self.skip_waiting()
+
+    def skip_waiting(self) -> None:
+        """Leave out for good what waits of a cancelled issue."""
+        if self.has_fresh() or self.deliveries.again().exists():
             self.deliveries.waiting().skip(Delivery.Skipped.CANCELLED)
 
     def has_fresh(self) -> bool:

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from newsletter import alarms, delivery, reconciliation, schedule
-from newsletter.models import Delivery, Heartbeat, Issue, Slot
+from newsletter.models import Heartbeat, Issue, Slot
 from posts.models import Post, Publication
 from subscribers import emails, instance
 
@@ -112,13 +112,9 @@ def resume_paused() -> None:
 
 
 def skip_cancelled() -> None:
-    """Leave out what came back from a worker after its issue was cancelled."""
-    cancelled = Issue.objects.filter(state=Issue.State.CANCELLED, prepared_at__isnull=False).values_list(
-        "pk", flat=True
-    )
-    for issue_id in list(cancelled):
-        back = Delivery.objects.filter(issue_id=issue_id, next_attempt_at__isnull=False)
-        back.waiting().skip(Delivery.Skipped.CANCELLED)
+    """Leave out what still waits of a cancelled issue, such as what came back from a worker since."""
+    for issue in Issue.objects.filter(state=Issue.State.CANCELLED, prepared_at__isnull=False).defer("source"):
+        issue.skip_waiting()
 
 
 def _is_armed() -> bool:

@@ -1,4 +1,7 @@
-"""An issue knows since when it has been in its state, whoever moved it: the database itself writes that down."""
+"""An issue knows since when it has been in its state, whoever moved it: the database itself writes that down.
+
+The time in which copies are tried again stands still while it is paused.
+"""
 
 import django.db.models.functions.datetime
 from django.db import migrations, models
@@ -7,6 +10,9 @@ NOTE = """
 CREATE FUNCTION note_state_since() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.state_since := now();
+    IF OLD.state = 'paused' THEN
+        NEW.give_up_at := NEW.give_up_at + (now() - OLD.state_since);
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER issue_state_since BEFORE UPDATE OF state ON newsletter_issue

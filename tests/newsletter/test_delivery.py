@@ -254,6 +254,18 @@ def test_an_issue_paused_before_its_start_starts_after_the_pause(relay: SmtpServ
     assert issue.started_at is not None
 
 
+def test_the_time_for_retries_stands_still_during_a_pause(alice: Subscriber) -> None:
+    issue = sending()
+    before = issue.give_up_at
+    issue.pause()
+    Issue.objects.update(state_since=timezone.now() - dt.timedelta(days=5))
+    Issue.objects.get(pk=issue.pk).resume()
+    issue.refresh_from_db()
+    assert before is not None
+    assert issue.give_up_at is not None
+    assert issue.give_up_at - before >= dt.timedelta(days=5)
+
+
 def test_what_is_not_sending_can_not_be_paused(alice: Subscriber) -> None:
     with pytest.raises(ValidationError, match="can't become"):
         make_issue().pause()
