@@ -65,9 +65,10 @@ def due(publication: Publication) -> Issue:
     return issue
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=() if step in ("intent", "accept") else pytest.mark.long) for step in STEPS]
+)
 def test_fi_23_all_connections_are_cut_before_or_after_a_step_is_done(
     due: Issue,
     relay: SmtpServer,
