@@ -6,20 +6,23 @@ that died is noticed by the next one that lives. Each event is told once.
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import models
+from django.db import connection, models
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Greatest, Now
 from django.urls import reverse
+from django.utils import timezone
 
 from newsletter.models import Delivery, Issue, Slot
 from posts.models import Publication
 from subscribers import emails
 from subscribers.models import SystemMail
 
+CLOCK_SECONDS = 2
 THROUGH = (Issue.State.COMPLETED, Issue.State.COMPLETED_WITH_FAILURES, Issue.State.NEEDS_REVIEW)
 
 
@@ -40,6 +43,7 @@ def look() -> None:
     tell_of_stalled_issues()
     tell_of_pauses()
     tell_results()
+    tell_of_wrong_clock()
 
 
 def warn_of_empty_slots() -> None:
@@ -104,6 +108,20 @@ def tell_results() -> None:
 def tell_unreachable(issue: Issue, error: str) -> None:
     """Tell, once an issue and error, that the relay can't be reached or does not let us in."""
     alert("unreachable", {**about(issue), "error": error}, once=f"unreachable:{issue.pk}:{error[:60]}")
+
+
+def tell_of_wrong_clock() -> None:
+    """Tell, once a day and machine, that this machine's clock and the database's differ by more than CLOCK_SECONDS.
+
+    Nothing is sent by this machine's clock; what it writes into logs, and whether it trusts a certificate, goes by it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        (now,) = cursor.fetchone()
+    seconds = round((timezone.now() - now).total_seconds())
+    if abs(seconds) > CLOCK_SECONDS:
+        host = socket.gethostname()
+        alert("clock", {"host": host, "seconds": seconds}, once=f"clock:{host}:{now:%Y-%m-%d}")
 
 
 def about(issue: Issue) -> dict[str, str]:

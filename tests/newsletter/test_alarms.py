@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import time_machine
 from django.core import mail
 from django.db import connection
 from django.utils import timezone
@@ -335,3 +336,12 @@ def test_a_webhook_that_came_back_gets_what_it_was_owed(webhook: Webhook) -> Non
     emails.send_all_due(limit=10)
     assert SystemMail.objects.get(kind=Kind.WEBHOOK).sent_at is not None
     assert Counter(message["id"] for message in webhook.messages).most_common(1)[0][1] == 2
+
+
+def test_a_wrong_clock_is_told_once_a_day(publication: Publication) -> None:
+    with time_machine.travel(timezone.now() + dt.timedelta(minutes=10)):
+        for _sweep in range(2):
+            alarms.tell_of_wrong_clock()
+    alarms.tell_of_wrong_clock()
+    (owed,) = SystemMail.objects.filter(kind=SystemMail.Kind.ALERT)
+    assert (owed.context["event"], 595 < owed.context["seconds"] < 605) == ("clock", True)
