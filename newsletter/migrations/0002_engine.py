@@ -5,11 +5,14 @@ import django.db.models.functions.datetime
 from django.db import migrations, models
 
 
-# What was under way by the former rules goes on by the new ones; what was being handed over is not known to have gone.
+# What was under way by the former rules goes on by the new ones. Of what was being handed over nobody knows whether it
+# went, and no log can tell: it bore a Message-ID by another formula. So the author alone decides about it.
 CARRY_OVER = """
 UPDATE newsletter_delivery SET state = 'pending', next_attempt_at = now() WHERE state = 'claimed';
-UPDATE newsletter_delivery SET state = 'uncertain', next_attempt_at = now() + interval '15 minutes'
- WHERE state = 'handing_over';
+UPDATE newsletter_delivery SET state = 'uncertain_final', next_attempt_at = NULL
+ WHERE state IN ('handing_over', 'uncertain');
+UPDATE newsletter_delivery d SET name = s.name, render_sha256 = '' FROM subscribers_subscriber s
+ WHERE s.id = d.subscriber_id AND d.state IN ('pending', 'deferred', 'uncertain_final', 'rejected', 'expired');
 UPDATE newsletter_delivery SET next_attempt_at = NULL WHERE state = 'pending' AND fence = 0;
 UPDATE newsletter_delivery SET next_attempt_at = now() WHERE state = 'pending' AND fence > 0 AND next_attempt_at IS NULL;
 INSERT INTO newsletter_frontier (issue_id, subscriber_id)

@@ -4,7 +4,9 @@ import asyncio
 import datetime as dt
 import hashlib
 import threading
+import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import psycopg
@@ -14,7 +16,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from newsletter import delivery, ledger, replies, sweeper
-from newsletter.models import Delivery, Issue, Lease
+from newsletter.models import Delivery, Frontier, Issue, Lease
 from newsletter.worker import Worker
 from posts.models import Post, Publication
 from subscribers.models import Subscriber, Suppression
@@ -266,6 +268,16 @@ def test_the_time_for_retries_stands_still_during_a_pause(alice: Subscriber) -> 
     assert issue.give_up_at - before >= dt.timedelta(days=5)
 
 
+def test_the_authors_pause_is_not_undone_by_an_issue_that_rested(alice: Subscriber) -> None:
+    issue = sending()
+    past = timezone.now() - dt.timedelta(seconds=1)
+    Issue.objects.update(state=Issue.State.PAUSED, pause_reason="quota", resume_at=past)
+    issue.pause()
+    sweeper.resume_paused()
+    issue.refresh_from_db()
+    assert (issue.state, issue.pause_reason, issue.resume_at) == (Issue.State.PAUSED, "", None)
+
+
 def test_what_is_not_sending_can_not_be_paused(alice: Subscriber) -> None:
     with pytest.raises(ValidationError, match="can't become"):
         make_issue().pause()
@@ -404,6 +416,33 @@ def test_those_who_joined_since_get_the_issue_and_nobody_gets_it_twice(relay: Sm
     assert (issue.state, issue.candidates, issue.planned) == (Issue.State.COMPLETED, 4, 4)
     with pytest.raises(ValidationError, match="nobody"):
         delivery.send_to_joined(issue)
+
+
+def test_those_who_joined_are_found_quickly_although_the_statistics_are_stale() -> None:
+    make_readers(8000)
+    issue = sending()
+    Issue.objects.update(state=Issue.State.COMPLETED)
+    Subscriber.objects.filter(address="reader7@example.org").update(address="new@example.org", key="new@example.org")
+    began = time.monotonic()
+    with pytest.raises(ValidationError, match="nobody"):
+        delivery.send_to_joined(issue)
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_copy_in_doubt_by_the_former_rules_is_left_to_the_author(alice: Subscriber) -> None:
+    make_readers(2)
+    issue = sending()
+    Subscriber.objects.update(name="Ada")
+    lease = Lease.objects.create(issue=issue, owner="former", expires_at=timezone.now())
+    for number, state in enumerate([State.HANDING_OVER, State.UNCERTAIN, State.CLAIMED]):
+        row = issue.deliveries.order_by("pk")[number]
+        Delivery.objects.filter(pk=row.pk).update(state=state, fence=1, lease=lease, next_attempt_at=timezone.now())
+    Frontier.objects.all().delete()
+    with connection.cursor() as cursor:
+        cursor.execute(import_module("newsletter.migrations.0002_engine").CARRY_OVER)
+    rows = list(issue.deliveries.order_by("pk").values_list("state", "name"))
+    assert rows == [(State.UNCERTAIN_FINAL, "Ada"), (State.UNCERTAIN_FINAL, "Ada"), (State.PENDING, "Ada")]
+    assert issue.deliveries.filter(next_attempt_at=None).count() == 2
 
 
 def test_many_connections_share_their_commits(relay: SmtpServer, settings: Any) -> None:
