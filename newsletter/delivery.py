@@ -36,9 +36,10 @@ WITH candidates AS MATERIALIZED (
                 ELSE split_part(address, '@', 1) || '@' || split_part(key, '@', 2) END AS address,
            CASE WHEN suppressed THEN 'suppressed' WHEN paused_until > now() THEN 'paused' ELSE '' END AS reason
       FROM subscribers_subscriber s WHERE status = 'active'
-       AND (NOT %(joined)s OR NOT EXISTS (
-            SELECT 1 FROM newsletter_delivery d
-             WHERE d.issue_id = %(issue)s AND (d.subscriber_id = s.id OR d.address_key = s.key)))
+       AND (NOT %(joined)s OR (
+            NOT EXISTS (SELECT 1 FROM newsletter_delivery d WHERE d.issue_id = %(issue)s AND d.subscriber_id = s.id)
+            AND NOT EXISTS (SELECT 1 FROM newsletter_delivery d
+                             WHERE d.issue_id = %(issue)s AND d.address_key = s.key)))
 ), planned AS (
     INSERT INTO newsletter_delivery (issue_id, subscriber_id, address, address_key, name, state, reason, at_freeze)
     SELECT %(issue)s, id, address, key, name, CASE WHEN reason = '' THEN 'pending' ELSE 'skipped' END, reason,
