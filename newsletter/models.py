@@ -252,10 +252,15 @@ class Issue(models.Model):
             self.save(update_fields=["state", "slot", "due_at"])
 
     def pause(self) -> None:
-        """Stop handing over; copies under way at this moment are finished. A second click changes nothing."""
+        """Stop handing over; copies under way at this moment are finished. A second click changes nothing.
+
+        Of an issue that paused by itself the pause becomes the author's: it no longer goes on by itself.
+        """
         with transaction.atomic():
             if not self._is_already(self.State.PAUSED):
                 self._move_now(self.State.PAUSED)
+            self.pause_reason, self.resume_at = "", None
+            self.save(update_fields=["pause_reason", "resume_at"])
 
     def resume(self) -> None:
         """Go on after a pause: send, or wait for the start where that had not come. A second click does nothing."""
