@@ -15,7 +15,7 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import connection, models, transaction
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Now
 from django.utils.translation import gettext as _
 
 from newsletter import alarms, message, rendering, transport
@@ -54,7 +54,7 @@ SELECT (SELECT count(*) FROM candidates), count(*) FILTER (WHERE state = 'pendin
 # Once more to those whose copy the relay refused or put off for too long, if they may still be mailed.
 RESEND = """
 UPDATE newsletter_delivery d
-   SET state = 'pending', attempt = 0, next_attempt_at = now(), updated_at = now()
+   SET state = 'pending', attempt = 0, next_attempt_at = now(), first_try_at = NULL, updated_at = now()
   FROM subscribers_subscriber s
  WHERE d.issue_id = %(issue)s AND d.state IN ('rejected', 'expired') AND s.id = d.subscriber_id
    AND s.status = 'active' AND NOT s.suppressed AND (s.paused_until IS NULL OR s.paused_until <= now())
@@ -219,7 +219,7 @@ def settle_issue(issue_id: int) -> str:
         if issue.state not in (Issue.State.SENDING, Issue.State.NEEDS_REVIEW):
             return issue.state
         if issue.has_work():
-            return _go_on(issue)
+            return _rest_unreached(issue) or _go_on(issue)
         counts = issue.counts()
         if counts.open:
             _find_again(issue)
@@ -251,6 +251,25 @@ def _go_on(issue: Issue) -> str:
     if issue.state == Issue.State.NEEDS_REVIEW and issue.deliveries.again().exists():
         issue.state = Issue.State.SENDING
         issue.save(update_fields=["state"])
+    return issue.state
+
+
+def _rest_unreached(issue: Issue) -> str:
+    """Pause an issue of which nothing came to an end for RETRY_FOR_SECONDS; "" where something did.
+
+    Copies that no relay was there for are given back and have no time of their own: what nobody expects any more
+    must not go to everybody on the day the relay comes back.
+    """
+    quiet = Now() - dt.timedelta(seconds=settings.RETRY_FOR_SECONDS)
+    moved = Greatest(models.F("state_since"), models.Max("leases__settled_at"))
+    found = Issue.objects.sending().filter(pk=issue.pk).annotate(moved_at=moved).filter(moved_at__lte=quiet)
+    if not found.exists():
+        return ""
+    issue.state, issue.resume_at = Issue.State.PAUSED, None
+    hours = round(settings.RETRY_FOR_SECONDS / 3600)
+    issue.pause_reason = _("No copy could be handed over for %(hours)s hours. Should it still go?") % {"hours": hours}
+    issue.save(update_fields=["state", "pause_reason", "resume_at"])
+    logger.warning("issue %s pauses: %s", issue.pk, issue.pause_reason)
     return issue.state
 
 

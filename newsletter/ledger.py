@@ -143,20 +143,24 @@ RETURNING r.sending
 """
 
 # A holder of the fence may still settle its own row that the sweeper has meanwhile called uncertain.
-# A copy put off is given up when the issue's time is over, and left out where the issue was cancelled meanwhile.
+# A copy put off is given up RETRY_FOR_SECONDS after it was put off first, pauses not counted, and left out where the
+# issue was cancelled meanwhile.
 SETTLE = """
 UPDATE newsletter_delivery d
    SET state = w.state, reason = CASE WHEN w.state = 'skipped' THEN 'cancelled' ELSE d.reason END,
        smtp_code = %(code)s, enhanced_code = %(enhanced)s, reply_text = %(text)s, reply_class = %(class)s,
        phase = %(phase)s, provider_id = %(provider)s, render_sha256 = %(sha256)s, attempt = d.attempt + 1,
        updated_at = now(), accepted_at = CASE WHEN w.state = 'accepted' THEN now() END,
+       first_try_at = CASE WHEN w.state = 'deferred' THEN coalesce(d.first_try_at, w.at) ELSE d.first_try_at END,
        next_attempt_at = CASE WHEN w.state IN ('deferred', 'pending') THEN now() + make_interval(secs => %(delay)s)
                               WHEN w.state = 'uncertain' THEN now() + make_interval(secs => %(doubt)s) END
-  FROM (SELECT i.id, CASE WHEN %(state)s::text NOT IN ('deferred', 'pending') THEN %(state)s::text
+  FROM (SELECT i.id, now() - make_interval(secs => i.paused_seconds) AS at,
+               CASE WHEN %(state)s::text NOT IN ('deferred', 'pending') THEN %(state)s::text
                     WHEN i.state = 'cancelled' THEN 'skipped'
-                    WHEN %(state)s::text = 'deferred' AND i.give_up_at < now() + make_interval(secs => %(delay)s)
+                    WHEN %(state)s::text = 'deferred'
+                     AND x.first_try_at + make_interval(secs => i.paused_seconds + %(retry_for)s) <= now()
                     THEN 'expired' ELSE %(state)s::text END AS state
-          FROM newsletter_issue i WHERE i.id = %(issue)s) w
+          FROM newsletter_issue i JOIN newsletter_delivery x ON x.id = %(id)s WHERE i.id = %(issue)s) w
  WHERE d.id = %(id)s AND d.fence = %(fence)s AND d.state = ANY(%(expected)s) AND d.issue_id = w.id
 """
 
@@ -309,6 +313,7 @@ class Ledger:
             "provider": reply.provider_id,
             "sha256": outcome.sha256,
             "delay": outcome.delay,
+            "retry_for": settings.RETRY_FOR_SECONDS,
             "doubt": settings.UNKNOWN_SETTLE_SECONDS,
             "expected": [*_expected(outcome.state)],
         }

@@ -170,11 +170,13 @@ class Issue(models.Model):
     started_at = models.DateTimeField(null=True, editable=False)
     completed_at = models.DateTimeField(null=True, editable=False)
     late = models.BooleanField(default=False, editable=False)
-    # After this instant a copy that the relay keeps putting off is given up.
+    # When the issue should be through at the latest, moved by each pause; a copy has a time of its own.
     give_up_at = models.DateTimeField(null=True, editable=False)
     # Why sending paused by itself, and when it goes on by itself; empty where the author paused it.
     pause_reason = models.TextField(blank=True, default="", db_default="", editable=False)
     resume_at = models.DateTimeField(null=True, editable=False)
+    # Seconds of all its pauses that are over, written by the trigger: the time for retries stands still meanwhile.
+    paused_seconds = models.FloatField(default=0.0, db_default=0.0, editable=False)
 
     objects = IssueQuerySet.as_manager()
 
@@ -625,6 +627,8 @@ class Delivery(models.Model):
     attempt = models.PositiveSmallIntegerField(default=0, db_default=0)
     # When to claim a copy again, or to ask about an uncertain one; a fresh one is due at once, found by its fence.
     next_attempt_at = models.DateTimeField(null=True)
+    # When it was first put off, less the issue's `paused_seconds`: RETRY_FOR_SECONDS after that it is given up.
+    first_try_at = models.DateTimeField(null=True)
     # SHA-256 of the bytes; written where a copy may be tried again or is in doubt.
     render_sha256 = models.CharField(max_length=64, blank=True, default="", db_default="")
     phase = models.CharField(max_length=16, blank=True, default="", db_default="")

@@ -12,6 +12,7 @@ BEGIN
     NEW.state_since := now();
     IF OLD.state = 'paused' THEN
         NEW.give_up_at := NEW.give_up_at + (now() - OLD.state_since);
+        NEW.paused_seconds := OLD.paused_seconds + extract(epoch FROM now() - OLD.state_since);
     END IF;
     RETURN NEW;
 END $$;
@@ -21,6 +22,11 @@ CREATE TRIGGER issue_state_since BEFORE UPDATE OF state ON newsletter_issue
 FORGET = """
 DROP TRIGGER issue_state_since ON newsletter_issue;
 DROP FUNCTION note_state_since();
+"""
+# For what was put off by the former rules, its time begins with the issue's.
+PUT_OFF = """
+UPDATE newsletter_delivery d SET first_try_at = i.started_at
+  FROM newsletter_issue i WHERE i.id = d.issue_id AND d.state = 'deferred';
 """
 
 
@@ -33,5 +39,16 @@ class Migration(migrations.Migration):
             name="state_since",
             field=models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False),
         ),
+        migrations.AddField(
+            model_name="issue",
+            name="paused_seconds",
+            field=models.FloatField(db_default=0.0, default=0.0, editable=False),
+        ),
+        migrations.AddField(
+            model_name="delivery",
+            name="first_try_at",
+            field=models.DateTimeField(null=True),
+        ),
         migrations.RunSQL(NOTE, FORGET),
+        migrations.RunSQL(PUT_OFF, migrations.RunSQL.noop),
     ]

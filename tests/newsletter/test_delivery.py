@@ -114,12 +114,32 @@ def test_a_4xx_is_tried_again_after_its_delay(relay: SmtpServer, settings: Any, 
     assert states(issue) == {"alice@example.org": State.ACCEPTED}
 
 
-def test_a_copy_deferred_for_too_long_expires(relay: SmtpServer, alice: Subscriber) -> None:
+def test_a_copy_deferred_for_too_long_expires(relay: SmtpServer, settings: Any, alice: Subscriber) -> None:
     relay.script["rcpt"] = lambda session: "450 4.2.0 Later"
     issue = sending()
-    Issue.objects.update(give_up_at=timezone.now())
+    Issue.objects.update(give_up_at=timezone.now())  # the issue's time says nothing of a copy at its first try
+    delivery.send_due(issue.pk)
+    assert states(issue) == {"alice@example.org": State.DEFERRED}
+    long_ago = timezone.now() - dt.timedelta(seconds=settings.RETRY_FOR_SECONDS)
+    issue.deliveries.update(next_attempt_at=timezone.now(), first_try_at=long_ago + dt.timedelta(minutes=1))
+    delivery.send_due(issue.pk)
+    assert states(issue) == {"alice@example.org": State.DEFERRED}
+    issue.deliveries.update(next_attempt_at=timezone.now(), first_try_at=long_ago)
     delivery.send_due(issue.pk)
     assert states(issue) == {"alice@example.org": State.EXPIRED}
+
+
+def test_an_issue_that_no_relay_was_there_for_in_days_asks_before_it_goes(settings: Any, alice: Subscriber) -> None:
+    settings.SMTP_HOST, settings.SMTP_PORT = "127.0.0.1", 9  # nobody listens
+    issue = sending()
+    delivery.send_due(issue.pk)
+    assert delivery.settle_issue(issue.pk) == Issue.State.SENDING
+    Issue.objects.update(state_since=timezone.now() - dt.timedelta(seconds=settings.RETRY_FOR_SECONDS))
+    assert delivery.settle_issue(issue.pk) == Issue.State.PAUSED
+    issue.refresh_from_db()
+    assert "72 hours" in issue.pause_reason
+    issue.resume()
+    assert delivery.settle_issue(issue.pk) == Issue.State.SENDING
 
 
 def test_a_drop_after_the_final_dot_is_uncertain_and_asks_for_review(relay: SmtpServer, alice: Subscriber) -> None:
@@ -266,6 +286,7 @@ def test_the_time_for_retries_stands_still_during_a_pause(alice: Subscriber) -> 
     assert before is not None
     assert issue.give_up_at is not None
     assert issue.give_up_at - before >= dt.timedelta(days=5)
+    assert issue.paused_seconds >= 5 * 86400
 
 
 def test_the_authors_pause_is_not_undone_by_an_issue_that_rested(alice: Subscriber) -> None:
