@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Callable
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -72,19 +73,37 @@ def freeze_or_tell(issue_id: int) -> None:
 
 
 def sweep() -> list[int]:
-    """Repair what a crash or a lost message left behind; return the issues that have copies due now."""
+    """Repair what a crash or a lost message left behind; return the issues that have copies due now.
+
+    A step that fails is logged and holds up no other. Mail goes before the relay's log is read, which may be long.
+    """
+    if _is_armed():
+        for step in STEPS:
+            guarded(step)
+        with_work = issues_with_work()
+    else:
+        with_work = []
     Heartbeat.objects.update_or_create(name=SWEEP, defaults={"at": Now()})
-    if not _is_armed():
-        return []
-    end_leases()
-    start_frozen()
-    resume_paused()
-    skip_cancelled()
-    reconciliation.settle_unknown()
-    settle_issues()
-    alarms.look()
+    return with_work
+
+
+def guarded(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except Exception:
+        logger.exception("a step of the sweep failed: %s", step.__name__)
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()  # the next step opens another
+
+
+def send_mail() -> None:
     emails.send_all_due(limit=200)
-    return issues_with_work()
+
+
+def settle_unknown() -> None:
+    """Look into the unknown copies whose time has come, and bring to their end the issues that waited for them."""
+    if reconciliation.settle_unknown():
+        settle_issues()
 
 
 def is_overdue() -> bool:
@@ -208,3 +227,15 @@ def _miss(issue: Issue) -> None:
     issue.state, issue.due_at, issue.slot = Issue.State.DRAFT, None, None
     issue.save(update_fields=["state", "due_at", "slot"])
     alarms.alert("missed", context, once=once)
+
+
+STEPS = (
+    end_leases,
+    start_frozen,
+    resume_paused,
+    skip_cancelled,
+    settle_issues,
+    alarms.look,
+    send_mail,
+    settle_unknown,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import smtplib
+import time
 from email.utils import make_msgid
 from typing import Any
 
@@ -23,6 +23,11 @@ from subscribers.models import MagicLink, Subscriber, SystemMail
 logger = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 8
+SECONDS_AT_ONCE = 20.0  # behind a relay that hangs, the issues of a sweep would wait
+# What tells the author that the relay is away must outlast that: it is tried each hour at the longest.
+PATIENT = (SystemMail.Kind.ALERT, SystemMail.Kind.WEBHOOK)
+PATIENCE = dt.timedelta(days=7)
+LONGEST_WAIT = dt.timedelta(hours=1)
 
 
 def owe(
@@ -41,12 +46,16 @@ def owe_once(kind: str, *, once: str, address: str = "", context: dict[str, Any]
     SystemMail.objects.bulk_create([mail], ignore_conflicts=True)
 
 
-def send_all_due(limit: int) -> int:
-    """Send up to `limit` mails that are due; return how many went. A copy of the database sends none."""
+def send_all_due(limit: int, *, seconds: float = SECONDS_AT_ONCE) -> int:
+    """Send up to `limit` mails that are due, and begin none after `seconds`; return how many went.
+
+    A copy of the database sends none.
+    """
     if not instance.is_armed():
         return 0
+    until = time.monotonic() + seconds
     due = SystemMail.objects.due().order_by("due_at").values_list("pk", flat=True)[:limit]
-    return sum(send_due(mail_id) for mail_id in list(due))
+    return sum(send_due(mail_id) for mail_id in list(due) if time.monotonic() < until)
 
 
 def send_due(mail_id: int) -> bool:
@@ -59,7 +68,7 @@ def send_due(mail_id: int) -> bool:
         try:
             with transaction.atomic():
                 _hand_over(mail)
-        except (OSError, smtplib.SMTPException) as error:
+        except Exception as error:  # whatever it is, the mails behind this one must go
             _put_off(mail, error)
             return False
         mail.sent_at = timezone.now()
@@ -76,14 +85,26 @@ def _hand_over(mail: SystemMail) -> None:
 
 
 def _put_off(mail: SystemMail, error: Exception) -> None:
-    """Wait a minute, then twice as long each time; give up after MOST_ATTEMPTS. The error is kept with the row."""
+    """Wait a minute, then twice as long each time, until it is given up. The error is kept with the row."""
+    now = timezone.now()
     mail.attempts += 1
-    mail.error = f"{type(error).__name__}: {error}"[:1000]
-    mail.due_at = timezone.now() + dt.timedelta(minutes=2 ** (mail.attempts - 1))
-    if mail.attempts >= MOST_ATTEMPTS:
-        mail.failed_at = timezone.now()
+    mail.error = f"{type(error).__name__}: {error}".replace("\0", "")[:1000]
+    mail.due_at = now + _wait(mail)
+    if _is_hopeless(mail, now):
+        mail.failed_at = now
     mail.save(update_fields=["attempts", "error", "due_at", "failed_at"])
     logger.warning("system mail %s not sent, attempt %s: %s", mail.pk, mail.attempts, type(error).__name__)
+
+
+def _wait(mail: SystemMail) -> dt.timedelta:
+    wait = dt.timedelta(minutes=2 ** (min(mail.attempts, MOST_ATTEMPTS) - 1))
+    return min(wait, LONGEST_WAIT) if mail.kind in PATIENT else wait
+
+
+def _is_hopeless(mail: SystemMail, now: dt.datetime) -> bool:
+    if mail.kind in PATIENT:
+        return now - mail.created_at >= PATIENCE
+    return mail.attempts >= MOST_ATTEMPTS
 
 
 def _message(mail: SystemMail) -> EmailMultiAlternatives:

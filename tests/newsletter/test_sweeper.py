@@ -15,6 +15,7 @@ from django.utils import timezone
 from newsletter import alarms, delivery, sweeper, tasks
 from newsletter.models import Delivery, Issue, Slot
 from posts.models import Post, Publication
+from subscribers import emails
 from subscribers.models import Subscriber, SystemMail
 from tests.factories import make_issue, make_post, make_readers, make_slot
 from tests.smtpd import SmtpServer
@@ -227,3 +228,19 @@ def test_a_broker_that_is_away_costs_no_error(settings: Any, alice: Subscriber) 
     issue = scheduled()
     make_due(issue)
     tasks.hint([issue.pk])
+
+
+def test_a_step_that_fails_holds_up_no_other_and_the_sweep_is_known_to_have_been(
+    alice: Subscriber, settings: Any
+) -> None:
+    settings.RELAY_LOG = "not a path\0"
+    doubtful, issue = make_issue(), make_issue()
+    for sent in (doubtful, issue):
+        delivery.send_now(sent)
+    doubtful.deliveries.update(state=Delivery.State.UNCERTAIN, fence=1, next_attempt_at=timezone.now())
+    emails.owe("nonsense", subscriber=alice)
+    owed = emails.owe(SystemMail.Kind.WELCOME, subscriber=alice)
+    assert issue.pk in sweeper.sweep()
+    assert not sweeper.is_overdue()
+    owed.refresh_from_db()
+    assert owed.sent_at

@@ -1,5 +1,6 @@
 """The outbox of system mail, and what the database itself holds fast about readers."""
 
+import datetime as dt
 import threading
 from typing import Any
 
@@ -166,3 +167,32 @@ def test_the_mailable_are_active_unpaused_and_unsuppressed(
     assert list(Subscriber.objects.mailable()) == [alice]
     Subscriber.objects.filter(pk=alice.pk).update(paused_until="2999-01-01T00:00Z")
     assert not Subscriber.objects.mailable().exists()
+
+
+def test_a_mail_that_can_not_be_made_holds_up_none_behind_it(bob: Subscriber) -> None:
+    broken = emails.owe("nonsense", subscriber=bob)
+    sound = emails.owe(SystemMail.Kind.CONFIRM, subscriber=bob)
+    assert emails.send_all_due(10, seconds=10) == 1
+    broken.refresh_from_db()
+    sound.refresh_from_db()
+    assert ("TemplateDoesNotExist" in broken.error, broken.attempts) == (True, 1)
+    assert sound.sent_at
+
+
+def test_mails_begun_in_time_are_the_only_ones_begun(bob: Subscriber) -> None:
+    emails.owe(SystemMail.Kind.CONFIRM, subscriber=bob)
+    assert emails.send_all_due(10, seconds=0) == 0
+
+
+@pytest.mark.parametrize(("days", "is_given_up"), [(6.9, False), (7.1, True)])
+def test_an_alert_is_tried_each_hour_for_seven_days(settings: Any, days: float, is_given_up: bool) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 9
+    context = {"event": "late", "issue": "#4 x", "url": "u", "due_at": "2026-06-25T08:30:00+00:00"}
+    owed = emails.owe(SystemMail.Kind.ALERT, address="author@example.org", context=context)
+    since = timezone.now() - dt.timedelta(days=days)
+    SystemMail.objects.update(attempts=100, created_at=since)
+    assert not emails.send_due(owed.pk)
+    owed.refresh_from_db()
+    assert (owed.failed_at is not None) == is_given_up
+    assert dt.timedelta(minutes=59) < owed.due_at - timezone.now() <= dt.timedelta(hours=1)
