@@ -27,14 +27,18 @@ LINE_BYTES = 65_536  # longer ones are cut: a crash can leave megabytes of NUL
 REMEMBERED = 10_000  # sessions and queue files of others' messages
 TAIL_LINES = 1_000  # searched backwards for the last line of Postfix
 SECOND = timedelta(seconds=1)
+TOLD_LATE = timedelta(hours=1)  # after which a logger has long told what it dropped
 MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 
-# The time, the host, syslog_name and the process. The name may have slashes itself: postfix/submission/smtpd.
-LINE = re.compile(
+STAMP = (
     rb"\0*"
     rb"(?:(?P<iso>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:?\d\d))"
-    rb"|(?P<month>[A-Z][a-z]{2}) (?P<day>[ \d]\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d))"
-    rb" (?P<host>\S{1,255}) \S{1,255}/(?P<process>[\w-]{1,64})\[(?P<pid>\d{1,10})\]: (?P<text>[^\r\n]*)"
+    rb"|(?P<month>[A-Z][a-z]{2}) (?P<day>[ \d]\d) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)) "
+)
+TIME = re.compile(STAMP)
+# The time, the host, syslog_name and the process. The name may have slashes itself: postfix/submission/smtpd.
+LINE = re.compile(
+    STAMP + rb"(?P<host>\S{1,255}) \S{1,255}/(?P<process>[\w-]{1,64})\[(?P<pid>\d{1,10})\]: (?P<text>[^\r\n]*)"
 )
 QUEUE_ID = rb"(?P<queue_id>[0-9A-Za-z]{5,32}): "
 BEGUN = re.compile(QUEUE_ID + rb"client=")
@@ -43,6 +47,8 @@ ACTIVE = re.compile(QUEUE_ID + rb"from=<")
 REFUSED = re.compile(QUEUE_ID + rb"(?:(?:milter-)?reject: END-OF-MESSAGE|reject: (?:header|body) )")
 # Only with a number of bytes was content under way: after a DATA that was refused there is none.
 CUT_OFF = re.compile(rb"(?:lost connection|timeout) after DATA \(\d+ bytes\) from ")
+# journald and rsyslog say so where they dropped lines; of whose and how many is not asked.
+LOST = re.compile(rb"Suppressed \d+ messages|[Mm]essages? lost|[Rr]ate[- ]limit(?:ed|ing)")
 MESSAGE_ID = re.compile(rb"<[^<>\s]+>")
 
 # The queue id of one host; pids are a host's own as well.
@@ -71,12 +77,14 @@ def read_postfix_log(
 
     `wanted` names the instants between which it can have been handed over; times without offset are in `zone`, this
     machine's where none is given. TAKEN: qmgr has the queue file to which the Message-ID belongs. NOT_TAKEN: the log
-    goes from before the first instant to after the second one and shows either no such message, or for each try that
-    it came to nothing. A message that was begun and not seen again is UNKNOWN: it may be held, or wait for qmgr.
+    goes from before the first instant to after the second one, tells of no lines lost between, and shows either no such
+    message, or for each try that it came to nothing. A message that was begun and not seen again is UNKNOWN: it may be
+    held, or wait for qmgr.
     """
     reading = Reading(wanted)
     tail: deque[bytes] = deque(maxlen=TAIL_LINES)
     head = None
+    holes: deque[bytes] = deque(maxlen=TAIL_LINES + 1)
     for line in lines:
         tail.append(line)
         head = head or LINE.match(line)
@@ -88,8 +96,16 @@ def read_postfix_log(
             or b"reject: " in line
         ):
             reading.read(line)
+        if is_hole(line):
+            holes.append(line)
     last = next(filter(None, map(LINE.match, reversed(tail))), None)
-    return reading.findings(Coverage(head, last, zone or machine_zone()))
+    return reading.findings(Coverage(head, last, zone or machine_zone(), tuple(holes)))
+
+
+def is_hole(line: bytes) -> bool:
+    """Tell whether a logger says here that it dropped lines; what Postfix says of others' limits is none."""
+    likely = b"Suppressed " in line or b" lost" in line or b"imit" in line
+    return likely and bool(LOST.search(line)) and not LINE.match(line)
 
 
 class Recent(OrderedDict[Hashable, V], Generic[V]):
@@ -190,14 +206,23 @@ class Coverage:
     first: re.Match[bytes] | None
     last: re.Match[bytes] | None
     zone: tzinfo
+    holes: tuple[bytes, ...] = ()  # lines that tell of others that were dropped
 
     def holds(self, earliest: datetime, latest: datetime) -> bool:
-        """Tell whether the log surely began before `earliest` and surely went on after `latest`."""
+        """Tell whether the log surely began before `earliest`, went on after `latest` and has no hole in between."""
+        if any(self.may_be_within(hole, earliest, latest) for hole in self.holes) or len(self.holes) > TAIL_LINES:
+            return False
         if not (self.first and self.last):
             return False
         began = moments(self.first, self.zone, near=earliest)
         ended = moments(self.last, self.zone, near=latest)
         return bool(began and ended) and max(began) < earliest and min(ended) > latest
+
+    def may_be_within(self, hole: bytes, earliest: datetime, latest: datetime) -> bool:
+        """Tell whether lines may be lost of that span: what a logger dropped, it says some time after."""
+        time = TIME.match(hole)
+        told = moments(time, self.zone, near=latest) if time else ()
+        return not told or (max(told) >= earliest and min(told) <= latest + TOLD_LATE)
 
     @property
     def evidence(self) -> str:

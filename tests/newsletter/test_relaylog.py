@@ -77,6 +77,29 @@ def test_what_a_log_of_the_whole_span_does_not_name_was_not_taken() -> None:
     assert "23:30:01" in finding.evidence
 
 
+LOSSES = (
+    "relay systemd-journald[200]: Suppressed 48210 messages from system-postfix.slice",
+    "relay rsyslogd: imjournal: 12000 messages lost due to rate-limiting (20000 allowed within 600 seconds)",
+    "relay rsyslogd[5]: imuxsock[pid 7]: begin to drop messages due to rate-limiting",
+)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("at", ["2026-11-24T23:10:00.5+00:00 ", "2026-11-24T23:40:00+00:00 ", "Nov 24 23:59:60 ", ""])
+def test_a_log_that_lost_lines_of_the_span_or_nobody_knows_when_proves_no_absence(loss: str, at: str) -> None:
+    assert verdict(f"{at}{loss}\n".encode()) is Verdict.UNKNOWN
+    assert verdict(client(), named(), f"{at}{loss}\n".encode(), active()) is Verdict.TAKEN
+
+
+@pytest.mark.parametrize("at", ["2026-11-24T22:30:00+00:00 ", "2026-11-25T02:00:00+00:00 "])
+def test_lines_lost_at_another_time_take_nothing_from_the_proof(at: str) -> None:
+    assert verdict(*(f"{at}{loss}\n".encode() for loss in LOSSES)) is Verdict.NOT_TAKEN
+
+
+def test_a_limit_that_postfix_speaks_of_is_no_hole() -> None:
+    assert verdict(line("0A0A0A0A0A: 450 4.7.1 you are rate-limited", by="smtp")) is Verdict.NOT_TAKEN
+
+
 def test_a_message_cut_off_before_its_dot_was_not_taken() -> None:
     finding = read(BEFORE, client(), named(), cut_off(), AFTER)
     assert finding.verdict is Verdict.NOT_TAKEN
