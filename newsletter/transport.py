@@ -13,6 +13,7 @@ import re
 import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.message import EmailMessage
@@ -49,6 +50,7 @@ WRITTEN_BY_PROVIDER = {"from", "to", "subject", "reply-to", "mime-version", "con
 FOLD = re.compile(r"\r?\n(?=[ \t])")
 # What a provider's refusal says of a reader; all else it says of us, so that it may pause the issue.
 OF_READER = (Class.HARD_ADDRESS, Class.SOFT_ADDRESS)
+SLICE_SECONDS = 0.2  # a wait for a turn looks up so often
 LONGEST_WAIT = 24 * 3600.0  # seconds; a provider that asks for more is asked again tomorrow
 
 
@@ -345,15 +347,19 @@ class Limiter:
 
     next_at: float = 0.0
 
-    async def turn(self, workers: int) -> None:
-        """Wait until this worker may begin one more copy."""
+    def wait(self) -> float:
+        """Return the seconds until the next turn."""
+        return self.next_at - time.monotonic()
+
+    async def turn(self, workers: int, *, may_begin: Callable[[], bool] = lambda: True) -> None:
+        """Wait until this worker may begin one more copy, or `may_begin`, asked several times a second, says no."""
         if settings.SEND_RATE <= 0:
             return
         now = time.monotonic()
         at = max(now, self.next_at)
         self.next_at = at + max(1, workers) / settings.SEND_RATE
-        if at > now:
-            await asyncio.sleep(at - now)
+        while (left := at - time.monotonic()) > 0 and may_begin():
+            await asyncio.sleep(min(left, SLICE_SECONDS))
 
 
 def retry_delay(error: TransportError, attempt: int) -> float:

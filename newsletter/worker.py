@@ -235,7 +235,7 @@ class Worker:
 
     async def fill(self) -> None:
         try:
-            copies = await self.ledger.claim(settings.CLAIM_BATCH)
+            copies = await self.ledger.claim(max(settings.CLAIM_BATCH, settings.SMTP_CONNECTIONS))
         except Away:
             self.stopped = True
             return
@@ -264,6 +264,9 @@ class Worker:
             piece = await self.next_piece()
             while piece:
                 if link is None or not link.usable:
+                    if done:
+                        await self.write_down(done)
+                        done = None
                     link = await self.relink(link, piece.copy)
                 if link is None:
                     break
@@ -308,13 +311,17 @@ class Worker:
         if following:
             self.ready.appendleft(following.copy)
             return None
-        await self.limiter.turn(self.ledger.workers)
+        await self.limiter.turn(self.ledger.workers, may_begin=self.may_begin)
         while copy := await self.take():
             try:
                 return self.compose(copy)
             except ValueError as error:
                 await self.settle(Outcome(copy, State.FAILED, Reply(0, str(error)[:1000], "render")))
         return None
+
+    def has_to_wait(self) -> bool:
+        """Tell whether the next piece can't be had at once: until then an acceptance must not lie unwritten."""
+        return not self.ready or (self.is_limited and self.limiter.wait() > POLL_SECONDS)
 
     def compose(self, copy: Copy) -> Piece:
         """Fill a reader's few values in. Raises ValueError where they can't be."""
@@ -333,6 +340,9 @@ class Worker:
             await link.prepare(piece.letter)
         except TransportError as error:
             await self.fail(piece, error)
+            if done and self.has_to_wait():
+                await self.write_down(done)
+                done = None
             return await self.next_piece(), done
         asked = self.gate.ask(piece.copy, done)
         following = self.follower()  # made while the commit is under way
@@ -348,6 +358,9 @@ class Worker:
             await self.give_up_intent(piece.copy, refused=began is None)
         else:
             done = await self.finish_copy(link, piece, following)
+            if done and not following and self.has_to_wait():
+                await self.write_down(done)
+                done = None
             return await self.next_piece(following), done
         return await self.next_piece(following), None
 

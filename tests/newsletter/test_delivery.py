@@ -485,6 +485,34 @@ def test_many_connections_share_their_commits(relay: SmtpServer, settings: Any) 
     assert relay.connections == 16
 
 
+def test_at_a_slow_pace_an_acceptance_is_written_down_before_the_wait(relay: SmtpServer, settings: Any) -> None:
+    settings.SEND_RATE, settings.SMTP_CONNECTIONS = 0.02, 1
+    make_readers(3)
+    issue = sending()
+    worker = Worker(issue)
+    seen: list[int] = []
+
+    def stop() -> bool:
+        if relay.recipients:
+            seen.append(worker.ledger.settled)
+        return len(seen) > 3
+
+    worker.told_to_stop = stop
+    began = time.monotonic()
+    asyncio.run(worker.run(60))
+    assert seen[-1] == 1
+    assert time.monotonic() - began < 10
+    assert sorted(states(issue).values()) == [State.ACCEPTED, State.PENDING, State.PENDING]
+
+
+def test_a_small_batch_does_not_limit_the_connections(relay: SmtpServer, settings: Any) -> None:
+    settings.CLAIM_BATCH, settings.SMTP_CONNECTIONS = 2, 6
+    relay.script["final_dot"] = lambda session: 0.1
+    make_readers(6)
+    delivery.send_due(sending().pk)
+    assert relay.connections == 6
+
+
 def test_a_test_send_leaves_no_row(relay: SmtpServer, alice: Subscriber) -> None:
     issue = make_issue()
     delivery.send_test(issue, to="author@example.org")

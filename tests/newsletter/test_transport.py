@@ -217,6 +217,13 @@ def test_time_that_passed_idly_is_not_made_up_for(settings: Any) -> None:
     assert seconds_for(11, workers=1, limiter=limiter) >= 0.1
 
 
+def test_a_wait_for_a_turn_ends_when_nothing_more_may_begin(settings: Any) -> None:
+    settings.SEND_RATE = 0.01
+    limiter, began = Limiter(next_at=time.monotonic() + 100), time.monotonic()
+    asyncio.run(limiter.turn(7, may_begin=lambda: time.monotonic() < began + 0.3))
+    assert time.monotonic() - began < 2
+
+
 # Trying again
 
 
