@@ -19,6 +19,7 @@ from psycopg.pq import ConnStatus, ExecStatus
 
 from newsletter.models import Delivery
 from newsletter.replies import Class, Reply
+from newsletter.transport import Window
 from subscribers import instance
 
 State = Delivery.State
@@ -37,14 +38,23 @@ OPTIONS = " ".join(
     )
 )
 
+# What the issue's last worker was answered goes along, unless the issue was paused since or that was long ago.
 OPEN_LEASE = """
-INSERT INTO newsletter_lease (issue_id, owner, expires_at)
-VALUES (%(issue)s, %(owner)s, now() + make_interval(secs => %(seconds)s)) RETURNING id
+INSERT INTO newsletter_lease (issue_id, owner, expires_at, looked, faults, slow, doubts)
+SELECT i.id, %(owner)s, now() + make_interval(secs => %(seconds)s), coalesce(l.looked, 0), coalesce(l.faults, 0),
+       coalesce(l.slow, 0), coalesce(l.doubts, 0)
+  FROM newsletter_issue i LEFT JOIN LATERAL (
+    SELECT looked, faults, slow, doubts FROM newsletter_lease
+     WHERE issue_id = i.id AND started_at >= i.state_since AND renewed_at > now() - interval '1 hour' AND looked > 0
+     ORDER BY renewed_at DESC LIMIT 1) l ON true
+ WHERE i.id = %(issue)s
+RETURNING id, looked, faults, slow, doubts
 """
 
 RENEW_LEASE = """
 UPDATE newsletter_lease
    SET expires_at = now() + make_interval(secs => %(seconds)s), renewed_at = now(), settled = %(settled)s,
+       looked = %(looked)s, faults = %(faults)s, slow = %(slow)s, doubts = %(doubts)s,
        settled_at = CASE WHEN settled < %(settled)s THEN now() ELSE settled_at END
  WHERE id = %(lease)s AND ended_at IS NULL
 RETURNING (SELECT count(*) FROM newsletter_lease WHERE ended_at IS NULL AND expires_at > now())
@@ -54,6 +64,7 @@ RETURNING (SELECT count(*) FROM newsletter_lease WHERE ended_at IS NULL AND expi
 LET_GO = """
 UPDATE newsletter_lease
    SET expires_at = now(), ended_at = CASE WHEN %(clean)s THEN now() END, renewed_at = now(), settled = %(settled)s,
+       looked = %(looked)s, faults = %(faults)s, slow = %(slow)s, doubts = %(doubts)s,
        settled_at = CASE WHEN settled < %(settled)s THEN now() ELSE settled_at END
  WHERE id = %(lease)s AND ended_at IS NULL
 """
@@ -224,14 +235,16 @@ class Ledger:
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._intents: Statement | None = None
 
-    async def open(self) -> None:
-        """Take a lease. Raises Away."""
+    async def open(self) -> Window:
+        """Take a lease; return what the issue's last worker was answered. Raises Away."""
         values = {"issue": self.issue_id, "owner": self.owner, "seconds": settings.LEASE_SECONDS}
-        ((self.lease,),) = await self._run(OPEN_LEASE, values)
+        ((self.lease, *counts),) = await self._run(OPEN_LEASE, values)
+        return Window(*counts)
 
-    async def renew(self) -> bool:
-        """Lengthen the lease; False if the sweeper has ended it. Raises Away."""
-        found = await self._run(RENEW_LEASE, {**self._leased(), "seconds": settings.LEASE_SECONDS})
+    async def renew(self, window: Window) -> bool:
+        """Lengthen the lease and note what was answered; False if the sweeper has ended it. Raises Away."""
+        values = {**self._leased(), **window._asdict(), "seconds": settings.LEASE_SECONDS}
+        found = await self._run(RENEW_LEASE, values)
         self.workers = found[0][0] if found else self.workers
         return bool(found)
 
@@ -333,9 +346,10 @@ class Ledger:
         """Pause the issue for `reason`, to go on by itself after `seconds` where they are given. Raises Away."""
         await self._run(PAUSE, {"issue": self.issue_id, "reason": reason, "seconds": seconds})
 
-    async def let_go(self) -> None:
+    async def let_go(self, window: Window) -> None:
         """End the lease; one under which something is still held only expires. Raises Away."""
-        await self._run(LET_GO, {**self._leased(), "clean": not (self._held or self._claiming)})
+        clean = not (self._held or self._claiming)
+        await self._run(LET_GO, {**self._leased(), **window._asdict(), "clean": clean})
 
     async def close(self) -> None:
         await self._close_intents()

@@ -486,6 +486,11 @@ class Lease(models.Model):
     # Copies settled under this lease, and when the count last grew: what tells work from a stall.
     settled = models.PositiveIntegerField(default=0, db_default=0)
     settled_at = models.DateTimeField(null=True)
+    # The worker's last replies, as its breaker counts them: the next worker on the issue goes on from there.
+    looked = models.PositiveIntegerField(default=0, db_default=0)
+    faults = models.PositiveIntegerField(default=0, db_default=0)
+    slow = models.PositiveIntegerField(default=0, db_default=0)
+    doubts = models.PositiveIntegerField(default=0, db_default=0)
 
     class Meta:
         indexes = [models.Index(fields=["expires_at"], condition=models.Q(ended_at=None), name="lease_live")]

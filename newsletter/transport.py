@@ -88,11 +88,20 @@ class Link(Protocol):
 async def open_link() -> Link:
     """Open a link to the relay, or to the provider that SEND_BACKEND names. Raises Unreachable."""
     if not settings.SEND_BACKEND:
-        return SmtpLink(await smtp.Connection.open(account()))
+        return SmtpLink(await smtp.Connection.open(_usable_account()))
     try:
         return ApiLink()
     except (ImproperlyConfigured, ImportError) as error:
         raise Unreachable(Reply(0, str(error), "auth")) from error
+
+
+def _usable_account() -> smtp.Account:
+    """Return the relay that the settings name. Raises Unreachable where they make no connection."""
+    try:
+        return account()
+    except (OSError, ValueError) as error:  # an ssl.SSLError is an OSError
+        said = f"SMTP_SECURITY={settings.SMTP_SECURITY}, SMTP_CA_FILE={settings.SMTP_CA_FILE}: {error}"
+        raise Unreachable(Reply(0, _shown(said), "tls")) from error
 
 
 def account() -> smtp.Account:
@@ -306,6 +315,15 @@ class Stop:
     seconds: float | None
 
 
+class Window(NamedTuple):
+    """How many of the last replies were looked at, blamed the sender, asked for a slower pace, or never came."""
+
+    looked: int = 0
+    faults: int = 0
+    slow: int = 0
+    doubts: int = 0  # in a row
+
+
 @dataclass
 class Breaker:
     """Watches the last replies of a worker: many that blame the sender pause the issue and no reader."""
@@ -313,6 +331,16 @@ class Breaker:
     faults: deque[bool] = field(default_factory=lambda: deque(maxlen=settings.BREAKER_WINDOW))
     slow: deque[bool] = field(default_factory=lambda: deque(maxlen=settings.BREAKER_WINDOW))
     doubts: int = 0  # in a row
+
+    def recall(self, window: Window) -> None:
+        """Go on from what another worker saw; who was refused last among them is not known, and does not matter."""
+        for kept, bad in ((self.faults, window.faults), (self.slow, window.slow)):
+            kept.extend([True] * bad + [False] * (window.looked - bad))
+        self.doubts = window.doubts
+
+    def window(self) -> Window:
+        """Return what there is to go on from."""
+        return Window(len(self.faults), sum(self.faults), sum(self.slow), self.doubts)
 
     def accepted(self) -> None:
         self.faults.append(False)

@@ -146,7 +146,7 @@ class Worker:
         self.until = time.monotonic() + seconds
         keeper: asyncio.Task[None] | None = None
         try:
-            await self.ledger.open()
+            self.breaker.recall(await self.ledger.open())
             keeper = asyncio.create_task(self.keep())
             await self.fill()
             await self.serve_all()
@@ -168,9 +168,7 @@ class Worker:
         self.stopped = True
         for task in (keeper, self.filling):
             if task:
-                task.cancel()
-                with suppress(asyncio.CancelledError, Away):
-                    await task
+                await self.end(task)
         until = time.monotonic() + settings.DATABASE_GRACE_SECONDS
         while not await self.try_to_finish():
             if time.monotonic() > until:
@@ -179,6 +177,16 @@ class Worker:
             await asyncio.sleep(min(1.0, settings.RECONNECT_SECONDS))
         await self.ledger.close()
         self.progress(self.ledger.settled)
+
+    async def end(self, task: asyncio.Task[None]) -> None:
+        """End a task at its next step; a defect in it is logged, since answers are still to be written down."""
+        task.cancel()
+        try:
+            await task
+        except (asyncio.CancelledError, Away):
+            return
+        except Exception:
+            logger.exception("a task of issue %s failed", self.issue.pk)
 
     async def try_to_finish(self) -> bool:
         try:
@@ -189,7 +197,7 @@ class Worker:
             await self.ledger.release(list(self.ready), delay=self.delay)
             self.cut, self.ready = [], deque()
             if self.ledger.lease:
-                await self.ledger.let_go()
+                await self.ledger.let_go(self.breaker.window())
         except Away:
             return False
         return True
@@ -210,7 +218,7 @@ class Worker:
 
     async def renew(self) -> None:
         try:
-            if not await self.ledger.renew():
+            if not await self.ledger.renew(self.breaker.window()):
                 logger.warning("the lease on issue %s has ended: this worker was too slow", self.issue.pk)
                 self.stopped = True
         except Away:

@@ -49,6 +49,26 @@ class Migration(migrations.Migration):
             name="first_try_at",
             field=models.DateTimeField(null=True),
         ),
+        migrations.AddField(
+            model_name="lease",
+            name="looked",
+            field=models.PositiveIntegerField(db_default=0, default=0),
+        ),
+        migrations.AddField(
+            model_name="lease",
+            name="faults",
+            field=models.PositiveIntegerField(db_default=0, default=0),
+        ),
+        migrations.AddField(
+            model_name="lease",
+            name="slow",
+            field=models.PositiveIntegerField(db_default=0, default=0),
+        ),
+        migrations.AddField(
+            model_name="lease",
+            name="doubts",
+            field=models.PositiveIntegerField(db_default=0, default=0),
+        ),
         migrations.RunSQL(NOTE, FORGET),
         migrations.RunSQL(PUT_OFF, migrations.RunSQL.noop),
     ]

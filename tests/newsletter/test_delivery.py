@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.exceptions import ValidationError
+from django.core.management import call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
@@ -513,6 +515,23 @@ def test_a_small_batch_does_not_limit_the_connections(relay: SmtpServer, setting
     assert relay.connections == 6
 
 
+def test_the_next_worker_goes_on_from_what_the_last_was_answered(relay: SmtpServer, settings: Any) -> None:
+    settings.BREAKER_FAULTS, settings.SMTP_CONNECTIONS = 3, 1
+    settings.SEND_RATE = 0.5  # one copy, and the word to stop comes before the next
+    relay.script["mail"] = lambda session: "550 5.7.1 Your domain is on our blocklist"
+    make_readers(6)
+    issue = sending()
+    for state in (Issue.State.SENDING, Issue.State.SENDING, Issue.State.PAUSED):
+        worker = Worker(issue)
+        worker.told_to_stop = lambda worker=worker: worker.ledger.settled > 0
+        asyncio.run(worker.run(60))
+        issue.refresh_from_db()
+        assert issue.state == state
+    issue.resume()
+    delivery.send_due(issue.pk, stop=lambda: True)
+    assert issue.leases.order_by("pk").values_list("looked", "faults").last() == (1, 1)
+
+
 def test_a_test_send_leaves_no_row(relay: SmtpServer, alice: Subscriber) -> None:
     issue = make_issue()
     delivery.send_test(issue, to="author@example.org")
@@ -581,3 +600,30 @@ def test_numbers_are_given_in_turn() -> None:
 def test_transport_errors_name_their_phase() -> None:
     error = replies.Refused(replies.Reply(550, "5.1.1 No such user", "rcpt"))
     assert str(error) == "rcpt: 550 5.1.1 No such user"
+
+
+def test_a_terminal_is_shown_how_far_the_sending_is(relay: SmtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_readers(3)
+    issue = make_issue()
+    delivery.send_now(issue)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    relay.script["final_dot"] = lambda session: 0.5
+    call_command("send_issue", issue.number)
+    issue.refresh_from_db()
+    assert (issue.state, issue.counts().sent) == (Issue.State.COMPLETED, 3)
+
+
+def test_a_defect_while_progress_is_shown_loses_no_answer(relay: SmtpServer, caplog: pytest.LogCaptureFixture) -> None:
+    make_readers(3)
+    issue = make_issue()
+    delivery.send_now(issue)
+    relay.script["final_dot"] = lambda session: 0.5
+    failures = iter([ValueError("broken")])
+
+    def progress(_settled: int) -> None:
+        for failure in failures:
+            raise failure
+
+    assert delivery.send_due(issue.pk, progress=progress) == 3
+    assert "a task of issue" in caplog.text
+    assert issue.counts().sent == 3
