@@ -29,7 +29,7 @@ from django.views.decorators.clickjacking import xframe_options_sameorigin
 from django.views.decorators.http import require_POST, require_safe
 from unfold.admin import ModelAdmin, TabularInline
 
-from newsletter import delivery, reconciliation, rendering, sweeper, tasks
+from newsletter import delivery, message, reconciliation, rendering, sweeper, tasks
 from newsletter.models import Counts, Delivery, DeliveryEvent, Group, Issue, IssuePost, Lease, Slot
 from newsletter.replies import Class
 from posts.admin import MarkdownEditor
@@ -206,7 +206,7 @@ class IssueAdmin(ModelAdmin):
     def carry_out(self, issue: Issue, name: str, request: HttpRequest) -> str:
         """Carry out one act and return what to tell the author. Raises ValidationError."""
         if name == "schedule":
-            delivery.schedule(issue, get_object_or_404(Slot, pk=int(request.POST.get("slot") or 0)))
+            delivery.schedule(issue, get_object_or_404(Slot, pk=_number(request.POST.get("slot", ""))))
         elif name == "now":
             delivery.send_now(issue)
             tasks.hint([issue.pk])
@@ -244,6 +244,8 @@ class IssueAdmin(ModelAdmin):
     @method_decorator(require_safe)
     def unknown(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Show each copy of which nobody knows whether it was taken, with all that is known."""
+        if not _may_look_up(request):
+            raise PermissionDenied
         issue = self.found(request, pk)
         rows = issue.deliveries.unknown().order_by("pk").prefetch_related("events")
         page = Paginator(rows, UNKNOWN_A_PAGE).get_page(request.GET.get("page"))
@@ -252,7 +254,7 @@ class IssueAdmin(ModelAdmin):
     @method_decorator(require_POST)
     def decide(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Settle unknown copies as the author says: the ticked ones, or all there are."""
-        if not _may_send(request):
+        if not (_may_send(request) and _may_look_up(request)):
             raise PermissionDenied
         issue = self.found(request, pk)
         decision, whom = request.POST.get("decision", ""), request.POST.get("whom", "")
@@ -325,8 +327,17 @@ CONFIRMED = {
 
 def _send_test(issue: Issue, to: str) -> str:
     validate_email(to)
+    try:
+        message.one_address(to)
+    except ValueError as error:
+        raise ValidationError(_("Mail can't go to this address: %(to)s") % {"to": to}) from error
     delivery.send_test(issue, to=to)
     return str(_("A test went to %(to)s.") % {"to": to})
+
+
+def _number(text: str) -> int:
+    """Return the key that a form sent, or 0, which is nobody's."""
+    return int(text) if text.isdecimal() and len(text) < 19 else 0
 
 
 def _send_more(issue: Issue, name: str) -> str:
@@ -339,7 +350,7 @@ def _chosen(issue: Issue, whom: str, ids: list[str]) -> list[int]:
     """Return which unknown copies are meant: the ticked ones, or all of the issue's."""
     rows = issue.deliveries.unknown()
     if whom != "all":
-        rows = rows.filter(pk__in=[int(text) for text in ids if text.isdecimal() and len(text) < 19])
+        rows = rows.filter(pk__in=[_number(text) for text in ids])
     return list(rows.order_by("pk").values_list("pk", flat=True))
 
 

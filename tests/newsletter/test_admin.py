@@ -130,6 +130,16 @@ def test_a_test_goes_to_one_address(author: Client, relay: SmtpServer) -> None:
     assert "valid email" in act(author, make_issue(), "test", to="nonsense")
 
 
+def test_a_test_to_an_address_that_can_not_be_written_is_refused_in_words(author: Client) -> None:
+    assert "go to this address" in act(author, make_issue(), "test", to="a@[127.0.0.1]")
+
+
+@pytest.mark.parametrize("slot", ["x", "", "-1", "9" * 30])
+def test_a_date_that_is_none_is_not_found(author: Client, slot: str) -> None:
+    path = f"/admin/newsletter/issue/{make_issue().pk}/act/"
+    assert author.post(path, {"act": "schedule", "slot": slot, "sure": "1"}).status_code == 404
+
+
 def test_counts_are_answered_for_the_live_page(author: Client, alice: Subscriber) -> None:
     issue = make_issue()
     delivery.send_now(issue)
@@ -517,12 +527,20 @@ def test_all_means_also_those_of_other_pages_and_is_asked_anew_when_their_number
 def test_unknown_copies_are_decided_by_post_and_by_those_who_may_send(client: Client, author: Client) -> None:
     issue = in_doubt()
     assert author.get(f"/admin/newsletter/issue/{issue.pk}/unknown/decide/").status_code == 405
-    editor(client, "view_issue")
+    editor(client, "view_issue", "view_delivery", "view_subscriber")
     url = f"/admin/newsletter/issue/{issue.pk}/unknown/"
     assert client.post(f"{url}decide/", {"decision": "sent", "whom": "all", "sure": "3"}).status_code == 403
     page = client.get(url)
     assert page.status_code == 200
     assert 'name="decision"' not in page.text
+
+
+@pytest.mark.parametrize("codenames", [["view_issue"], ["view_issue", "send_issue", "view_delivery"]])
+def test_who_may_not_see_readers_sees_no_unknown_copies(client: Client, codenames: list[str]) -> None:
+    url = f"/admin/newsletter/issue/{in_doubt().pk}/unknown/"
+    editor(client, *codenames)
+    assert client.get(url).status_code == 403
+    assert client.post(f"{url}decide/", {"decision": "sent", "whom": "all"}).status_code == 403
 
 
 # What happened to a@b
