@@ -355,6 +355,14 @@ def test_a_relay_that_is_not_there_is_unreachable(settings: Any) -> None:
     assert (type(error := failing()), error.reply.phase) == (Unreachable, "connect")
 
 
+@pytest.mark.parametrize(("security", "authority"), [("starttls", "/nowhere.pem"), ("tls", __file__), ("ssl", "")])
+def test_settings_that_make_no_connection_are_an_unreachable_relay(
+    relay: SmtpServer, settings: Any, security: str, authority: str
+) -> None:
+    settings.SMTP_SECURITY, settings.SMTP_CA_FILE = security, authority
+    assert (type(error := failing()), error.reply.phase) == (Unreachable, "tls")
+
+
 # A provider's API
 
 
