@@ -31,6 +31,12 @@ UPDATE newsletter_lease SET ended_at = now()
 RETURNING id, issue_id
 """
 
+LEFT = """
+SELECT id, issue_id FROM newsletter_lease l
+ WHERE ended_at > now() - make_interval(secs => %s)
+   AND NOT EXISTS (SELECT 1 FROM newsletter_lease o WHERE o.issue_id = l.issue_id AND o.ended_at IS NULL)
+"""
+
 # Found by looking through the issue's rows: no index speaks of leases, and a worker seldom dies.
 TAKE_BACK = """
 UPDATE newsletter_delivery d
@@ -155,13 +161,31 @@ def end_leases() -> None:
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(END_LEASES)
-        if not (ended := cursor.fetchall()):
-            return
-        leases, issues = zip(*ended, strict=True)
-        cursor.execute(TAKE_BACK, [settings.UNKNOWN_SETTLE_SECONDS, list(set(issues)), list(leases)])
-        states = [state for (state,) in cursor.fetchall()]
+        states = _take_back(cursor.fetchall())
     if states:
         logger.warning("%s copies taken back, %s of them uncertain", len(states), states.count("uncertain"))
+
+
+def find_left_behind() -> None:
+    """Take back what is still held under a lease that its worker ended: none can be, so it is told as an error.
+
+    Asked only in the minutes after the last worker left an issue, since its rows are looked through.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(LEFT, [4 * settings.SWEEP_SECONDS])
+        states = _take_back(cursor.fetchall())
+    if states:
+        logger.error("%s copies were held by nobody, %s of them uncertain", len(states), states.count("uncertain"))
+
+
+def _take_back(ended: list[tuple[int, int]]) -> list[str]:
+    """Take back what is held under these leases, given with their issues; return the states that it came to."""
+    if not ended:
+        return []
+    leases, issues = zip(*ended, strict=True)
+    with connection.cursor() as cursor:
+        cursor.execute(TAKE_BACK, [settings.UNKNOWN_SETTLE_SECONDS, list(set(issues)), list(leases)])
+        return [state for (state,) in cursor.fetchall()]
 
 
 def ensure_slots() -> None:
@@ -231,6 +255,7 @@ def _miss(issue: Issue) -> None:
 
 STEPS = (
     end_leases,
+    find_left_behind,
     start_frozen,
     resume_paused,
     skip_cancelled,

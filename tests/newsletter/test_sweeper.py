@@ -213,6 +213,22 @@ def test_a_sweep_finishes_what_nobody_hinted_at(relay: SmtpServer, alice: Subscr
     assert issue.state == Issue.State.COMPLETED
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("state", "found"), [("sending", {"pending", "uncertain"}), ("cancelled", {"skipped", "uncertain"})]
+)
+def test_what_a_worker_that_left_still_holds_is_taken_back_while_others_wait(state: str, found: set[str]) -> None:
+    make_readers(3)
+    issue = make_issue()
+    delivery.send_now(issue)
+    lease = issue.leases.create(owner="gone", expires_at=timezone.now(), ended_at=timezone.now())
+    for row, held in zip(issue.deliveries.order_by("pk"), ["claimed", "handing_over"], strict=False):
+        Delivery.objects.filter(pk=row.pk).update(state=held, fence=1, lease=lease)
+    Issue.objects.update(state=state)
+    sweeper.sweep()
+    assert set(issue.deliveries.values_list("state", flat=True)) == found
+
+
 def test_an_issue_that_can_not_be_made_ready_is_told_once_and_holds_up_no_other(alice: Subscriber) -> None:
     broken, sound = scheduled(), make_issue()
     sound.schedule_at(timezone.now() - dt.timedelta(seconds=1))
