@@ -38,6 +38,9 @@ OPTIONS = " ".join(
     )
 )
 
+# A connection whose other end is gone is found out within half a minute; the settings' own word on it wins.
+ALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+
 # What the issue's last worker was answered goes along, unless the issue was paused since or that was long ago.
 OPEN_LEASE = """
 INSERT INTO newsletter_lease (issue_id, owner, expires_at, looked, faults, slow, doubts)
@@ -469,13 +472,14 @@ def parameters() -> dict[str, Any]:
     """Return what it takes to open one more connection to Django's database."""
     known = connection.get_connection_params()
     found = {key: known[key] for key in ("dbname", "user", "password", "host", "port") if known.get(key)}
-    kept = {key: known[key] for key in known if key.startswith(("ssl", "target_", "keepalives", "channel_"))}
+    kept = {key: known[key] for key in known if key.startswith(("ssl", "target_", "keepalives", "channel_", "tcp_"))}
     return {
+        **ALIVE,
         **found,
         **kept,
         "autocommit": True,
         "connect_timeout": 5,
-        "options": OPTIONS,
+        "options": f"{known.get('options') or ''} {OPTIONS}".strip(),
         "application_name": "masthead-sender",
     }
 

@@ -532,6 +532,18 @@ def test_the_next_worker_goes_on_from_what_the_last_was_answered(relay: SmtpServ
     assert issue.leases.order_by("pk").values_list("looked", "faults").last() == (1, 1)
 
 
+def test_the_ledgers_connections_keep_the_settings_options_and_notice_a_dead_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"options": "-c statement_timeout=7s", "keepalives_idle": 3}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", given)
+    found = ledger.parameters()
+    assert (found["keepalives_idle"], found["keepalives_count"], found["tcp_user_timeout"]) == (3, 3, 30_000)
+    with psycopg.connect(**found) as opened:
+        row = opened.execute("SELECT current_setting('statement_timeout'), current_setting('jit')").fetchone()
+    assert row == ("7s", "off")
+
+
 def test_a_test_send_leaves_no_row(relay: SmtpServer, alice: Subscriber) -> None:
     issue = make_issue()
     delivery.send_test(issue, to="author@example.org")
