@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import smtplib
+import socket
+import ssl
 import zoneinfo
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -67,11 +70,40 @@ def check_secrets(**_kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def check_mail(**_kwargs: Any) -> list[checks.CheckMessage]:
-    """Refuse a word for SMTP_SECURITY that is none of ours."""
-    if settings.SMTP_SECURITY in SMTP_SECURITIES:
-        return []
-    hint = f"Choose one of {', '.join(SMTP_SECURITIES)}; starttls is usual for port 587, tls for port 465."
-    return [checks.Error(f"SMTP_SECURITY is unknown: {settings.SMTP_SECURITY}", hint, id="masthead.E004")]
+    """Refuse what no connection to the relay can be made with; warn of a relay's log that can prove nothing."""
+    return [*_connection(), *_relay_log()]
+
+
+def _connection() -> Iterator[checks.CheckMessage]:
+    if settings.SMTP_SECURITY not in SMTP_SECURITIES:
+        hint = f"Choose one of {', '.join(SMTP_SECURITIES)}; starttls is usual for port 587, tls for port 465."
+        yield checks.Error(f"SMTP_SECURITY is unknown: {settings.SMTP_SECURITY}", hint, id="masthead.E004")
+    try:
+        ssl.create_default_context(cafile=settings.SMTP_CA_FILE or None)
+    except (OSError, ValueError) as error:
+        hint = "Name a file of certificates in PEM that this process may read, or leave it empty for the system's own."
+        message = f"SMTP_CA_FILE can't be read: {settings.SMTP_CA_FILE}: {error}"
+        yield checks.Error(message, hint, id="masthead.E011")
+
+
+def _relay_log() -> Iterator[checks.CheckMessage]:
+    if not settings.RELAY_LOG:
+        return
+    if not _is_here(settings.SMTP_HOST):
+        hint = (
+            "Unset RELAY_LOG, or send through the Postfix that writes it: another relay's copies would seem not taken."
+        )
+        message = f"RELAY_LOG is set, but SMTP_HOST is not this machine: {settings.SMTP_HOST}"
+        yield checks.Warning(message, hint, id="masthead.W009")
+    if not os.access(settings.RELAY_LOG, os.R_OK) or os.path.isdir(settings.RELAY_LOG):
+        hint = "Let this process read it, such as by the group adm; until then unknown copies stay unknown."
+        yield checks.Warning(f"RELAY_LOG can't be read: {settings.RELAY_LOG}", hint, id="masthead.W009")
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether a host's name is this machine's; asks no name server."""
+    own = {"localhost", "::1", "[::1]", socket.gethostname().lower()}
+    return host.lower() in own or host.startswith("127.")
 
 
 def check_durations(**_kwargs: Any) -> list[checks.CheckMessage]:
@@ -81,8 +113,8 @@ def check_durations(**_kwargs: Any) -> list[checks.CheckMessage]:
         for name in POSITIVE
         if getattr(settings, name) <= 0
     ]
-    if settings.RENEW_SECONDS * 2 > settings.LEASE_SECONDS:
-        hint = "Make the lease at least twice as long, so that one late renewal does not end it."
+    if settings.RENEW_SECONDS * 3 > settings.LEASE_SECONDS:
+        hint = "Make the lease at least three times as long, so that a late renewal does not end it."
         found.append(checks.Error("RENEW_SECONDS is too long for LEASE_SECONDS.", hint, id="masthead.E006"))
     if settings.INTENT_TTL_SECONDS >= settings.LEASE_SECONDS:
         hint = "An intent must grow too old before its lease ends, or two workers could hold the same copy."

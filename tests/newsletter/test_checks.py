@@ -1,5 +1,6 @@
 """Wrong settings are named before the first mail goes."""
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -57,13 +58,40 @@ def test_an_unknown_word_for_smtp_security_is_refused_and_the_known_ones_named(s
     assert "starttls" in str(message.hint)
 
 
+@pytest.mark.parametrize("path", ["/nowhere.pem", __file__, "/"])
+def test_a_file_of_certificates_that_can_not_be_read_is_refused(settings: Settings, path: str) -> None:
+    settings.SMTP_CA_FILE = path
+    assert ids(ours.check_mail) == ["masthead.E011"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", socket.gethostname()])
+def test_the_log_of_a_relay_on_this_machine_is_believed(settings: Settings, host: str) -> None:
+    settings.RELAY_LOG, settings.SMTP_HOST = __file__, host
+    assert ours.check_mail() == []
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "words"),
+    [
+        ("relay.example.net", __file__, "SMTP_HOST is not this machine"),
+        ("localhost", "/nowhere.log", "can't be read"),
+        ("localhost", "/", "can't be read"),
+    ],
+)
+def test_a_relay_log_that_can_prove_nothing_is_warned_of(settings: Settings, host: str, path: str, words: str) -> None:
+    settings.RELAY_LOG, settings.SMTP_HOST = path, host
+    (message,) = ours.check_mail()
+    assert message.id == "masthead.W009"
+    assert words in message.msg
+
+
 def test_a_duration_of_nothing_is_refused(settings: Settings) -> None:
     settings.SWEEP_SECONDS = 0
     assert ids(ours.check_durations) == ["masthead.E005"]
 
 
 def test_a_lease_that_one_late_renewal_would_end_is_refused(settings: Settings) -> None:
-    settings.LEASE_SECONDS, settings.RENEW_SECONDS, settings.INTENT_TTL_SECONDS = 40, 30, 10
+    settings.LEASE_SECONDS, settings.RENEW_SECONDS, settings.INTENT_TTL_SECONDS = 89, 30, 10
     assert ids(ours.check_durations) == ["masthead.E006"]
 
 
