@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 from django.conf import settings
 from django.db import Error, connection
@@ -30,10 +31,15 @@ class Watchman:
         threading.Thread(target=self._watch, name="watchman", daemon=True).start()
 
     def stop(self) -> None:
-        """Start nothing more; ask the process at work to drain and end."""
+        """Start nothing more; ask the process at work to drain, and wait until it has.
+
+        A container ends with this process, and whatever still hands a copy over in it would be killed.
+        """
         self._ended.set()
-        if self._process:
-            self._process.terminate()
+        if process := self._process:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(settings.SMTP_FINAL_TIMEOUT)
 
     def _watch(self) -> None:
         while not self._ended.wait(settings.SWEEP_SECONDS):
