@@ -43,7 +43,7 @@ def _boottime() -> float:
 class Gate:
     """Where connections wait for the commit of their intents, and share it: one transaction is under way at a time.
 
-    It goes off when half of those that are open wait, or GROUP_MOST, or after GROUP_SECONDS.
+    It goes off when three in four of those that are open wait, or GROUP_MOST, or after GROUP_SECONDS.
     """
 
     ledger: ledger.Ledger
@@ -69,7 +69,7 @@ class Gate:
         """Commit what waits if it is enough, else in a moment; while a commit is under way, after it."""
         if self.busy or not self.waiting:
             return
-        if len(self.waiting) >= min(GROUP_MOST, max(1, self.open // 2)):
+        if len(self.waiting) >= min(GROUP_MOST, max(1, self.open * 3 // 4)):
             self.go()
         elif self.timer is None:
             self.timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.go)
@@ -128,7 +128,7 @@ class Worker:
         self.progress = progress or (lambda count: None)
         self.told_to_stop = stop or (lambda: False)
         self.overlaps, self.is_limited = settings.SMTP_OVERLAP, settings.SEND_RATE > 0
-        self.refill_at, self.intent_ttl = settings.CLAIM_BATCH // 4, settings.INTENT_TTL_SECONDS
+        self.refill_at, self.intent_ttl = settings.CLAIM_BATCH // 2, settings.INTENT_TTL_SECONDS
         self.until = 0.0
         self.stopped = False  # nothing more is begun: told to stop, paused, cancelled, the lease or the database lost
         self.dry = False  # nothing was due when last asked
@@ -228,7 +228,7 @@ class Worker:
 
     async def take(self) -> Copy | None:
         """Return a claimed copy, or None if nothing more is to be begun."""
-        if self.may_begin() and not self.dry and len(self.ready) <= self.refill_at:
+        if self.may_begin():
             self.fill_ahead()
         if not self.ready and self.filling:
             await asyncio.shield(self.filling)
@@ -238,7 +238,8 @@ class Worker:
         return not self.stopped and self.gate.sending and time.monotonic() < self.until
 
     def fill_ahead(self) -> None:
-        if self.filling is None or self.filling.done():
+        """Claim the next copies before the last are taken, so that no connection has to wait for them."""
+        if len(self.ready) <= self.refill_at and not self.dry and (self.filling is None or self.filling.done()):
             self.filling = asyncio.create_task(self.fill())
 
     async def fill(self) -> None:
@@ -254,6 +255,7 @@ class Worker:
         """Return the piece to follow if one can be had without waiting."""
         if self.is_limited or not self.may_begin() or not self.ready:
             return None
+        self.fill_ahead()
         copy = self.ready.popleft()
         try:
             return self.compose(copy)
