@@ -100,7 +100,7 @@ def tell_results() -> None:
     """Tell how an issue came out: the week's result, and what failed or is unknown in it."""
     recent = Now() - timedelta(days=7)
     for issue in Issue.objects.filter(state__in=THROUGH, started_at__gte=recent):
-        once = f"result:{issue.pk}:{issue.state}:{issue.give_up_at}"
+        once = f"result:{issue.pk}:{issue.state}:{issue.state_since}"
         if not SystemMail.objects.filter(once=f"mail:{once}").exists():
             alert("result", {**about(issue), "state": issue.state, **issue.counts().as_dict()}, once=once)
 

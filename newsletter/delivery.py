@@ -87,12 +87,8 @@ def freeze(issue_id: int) -> bool:
 
 def start(issue_id: int) -> bool:
     """Move a frozen issue to sending; False if it was not frozen."""
-    now = _database_now()
-    return bool(
-        Issue.objects.filter(pk=issue_id, state=Issue.State.FROZEN).update(
-            state=Issue.State.SENDING, started_at=now, give_up_at=_give_up_at(now)
-        )
-    )
+    frozen = Issue.objects.filter(pk=issue_id, state=Issue.State.FROZEN)
+    return bool(frozen.update(state=Issue.State.SENDING, started_at=Now()))
 
 
 def send_now(issue: Issue) -> None:
@@ -139,7 +135,7 @@ def send_to_joined(issue: Issue) -> int:
 def _send_more(issue: Issue, act: Callable[[], int]) -> int:
     check_armed()
     with transaction.atomic():
-        issue.reopen(give_up_at=_give_up_at(_database_now()))
+        issue.reopen()
         if not (count := act()):
             raise ValidationError(_("There is nobody to send it to."))
     return count
@@ -292,10 +288,6 @@ def _plan(issue_id: int, *, joined: bool = False) -> tuple[int, int, int]:
         cursor.execute(FREEZE, {"issue": issue_id, "joined": joined})
         candidates, planned, excluded = cursor.fetchone()
     return candidates, planned, excluded
-
-
-def _give_up_at(now: dt.datetime) -> dt.datetime:
-    return now + dt.timedelta(seconds=settings.RETRY_FOR_SECONDS)
 
 
 def _database_now() -> dt.datetime:

@@ -170,8 +170,6 @@ class Issue(models.Model):
     started_at = models.DateTimeField(null=True, editable=False)
     completed_at = models.DateTimeField(null=True, editable=False)
     late = models.BooleanField(default=False, editable=False)
-    # When the issue should be through at the latest, moved by each pause; a copy has a time of its own.
-    give_up_at = models.DateTimeField(null=True, editable=False)
     # Why sending paused by itself, and when it goes on by itself; empty where the author paused it.
     pause_reason = models.TextField(blank=True, default="", db_default="", editable=False)
     resume_at = models.DateTimeField(null=True, editable=False)
@@ -308,7 +306,7 @@ class Issue(models.Model):
         live = self.leases.filter(ended_at=None, expires_at__gt=Now())
         return self.has_fresh() or self.deliveries.again().exists() or live.exists()
 
-    def reopen(self, *, give_up_at: dt.datetime) -> None:
+    def reopen(self) -> None:
         """Send more copies of what had come to its end; an issue that is sending goes on. Raises ValidationError."""
         with transaction.atomic():
             self._lock()
@@ -316,8 +314,8 @@ class Issue(models.Model):
                 raise ValidationError(_("The issue is paused: resume or cancel it first."))
             if self.state != self.State.SENDING:
                 self._move(self.State.SENDING)
-            self.completed_at, self.give_up_at = None, give_up_at
-            self.save(update_fields=["state", "completed_at", "give_up_at"])
+            self.completed_at = None
+            self.save(update_fields=["state", "completed_at"])
 
     def missing(self) -> dict[str, Any]:
         """Return what keeps the issue from being scheduled, by field."""

@@ -17,7 +17,6 @@ UPDATE newsletter_delivery SET next_attempt_at = NULL WHERE state = 'pending' AN
 UPDATE newsletter_delivery SET next_attempt_at = now() WHERE state = 'pending' AND fence > 0 AND next_attempt_at IS NULL;
 INSERT INTO newsletter_frontier (issue_id, subscriber_id)
 SELECT id, 0 FROM newsletter_issue WHERE prepared_at IS NOT NULL;
-UPDATE newsletter_issue SET give_up_at = started_at + interval '72 hours' WHERE started_at IS NOT NULL;
 """
 
 # Room on each page for a copy's two last steps, so that they change no index; and an eager vacuum.
@@ -114,11 +113,6 @@ class Migration(migrations.Migration):
             model_name="delivery",
             name="reply_class",
             field=models.CharField(blank=True, db_default="", default="", max_length=16),
-        ),
-        migrations.AddField(
-            model_name="issue",
-            name="give_up_at",
-            field=models.DateTimeField(editable=False, null=True),
         ),
         migrations.AddField(
             model_name="issue",

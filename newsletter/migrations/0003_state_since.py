@@ -11,7 +11,6 @@ CREATE FUNCTION note_state_since() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.state_since := now();
     IF OLD.state = 'paused' THEN
-        NEW.give_up_at := NEW.give_up_at + (now() - OLD.state_since);
         NEW.paused_seconds := OLD.paused_seconds + extract(epoch FROM now() - OLD.state_since);
     END IF;
     RETURN NEW;
