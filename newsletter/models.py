@@ -650,18 +650,15 @@ class Delivery(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["issue", "subscriber"], name="one_copy_a_reader"),
             models.UniqueConstraint(fields=["issue", "address_key"], name="one_copy_an_address"),
+            # One check instead of one a rule, the usual states first: it is asked at each of a copy's steps.
             models.CheckConstraint(
-                condition=~models.Q(state="skipped") | ~models.Q(reason=""), name="skipped_has_reason"
-            ),
-            models.CheckConstraint(
-                condition=~models.Q(state__in=["pending", "deferred"])
-                | models.Q(fence=0, at_freeze=False, state="pending")
-                | models.Q(next_attempt_at__isnull=False),
-                name="waiting_can_be_found",
-            ),
-            models.CheckConstraint(
-                condition=~models.Q(state__in=["claimed", "handing_over"]) | models.Q(lease__isnull=False),
-                name="held_has_lease",
+                condition=models.Q(state="accepted")
+                | models.Q(state__in=["handing_over", "claimed"], lease__isnull=False)
+                | (models.Q(state="skipped") & ~models.Q(reason=""))
+                | models.Q(state="pending", fence=0, at_freeze=False)
+                | models.Q(state__in=["pending", "deferred"], next_attempt_at__isnull=False)
+                | models.Q(state__in=["rejected", "expired", "failed", "uncertain", "uncertain_final"]),
+                name="each_state_has_what_it_needs",
             ),
         ]
         # No index speaks of `state`, `fence`, `lease` or `updated_at`: a copy's way from pending to accepted changes no

@@ -159,27 +159,20 @@ class Migration(migrations.Migration):
                 condition=models.Q(("provider_id", ""), _negated=True), fields=["provider_id"], name="delivery_provider"
             ),
         ),
+        migrations.RemoveConstraint(model_name="delivery", name="skipped_has_reason"),
         migrations.AddConstraint(
             model_name="delivery",
             constraint=models.CheckConstraint(
                 condition=models.Q(
-                    models.Q(("state__in", ["pending", "deferred"]), _negated=True),
+                    ("state", "accepted"),
+                    models.Q(("lease__isnull", False), ("state__in", ["handing_over", "claimed"])),
+                    models.Q(("state", "skipped"), models.Q(("reason", ""), _negated=True)),
                     models.Q(("at_freeze", False), ("fence", 0), ("state", "pending")),
-                    ("next_attempt_at__isnull", False),
+                    models.Q(("next_attempt_at__isnull", False), ("state__in", ["pending", "deferred"])),
+                    ("state__in", ["rejected", "expired", "failed", "uncertain", "uncertain_final"]),
                     _connector="OR",
                 ),
-                name="waiting_can_be_found",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="delivery",
-            constraint=models.CheckConstraint(
-                condition=models.Q(
-                    models.Q(("state__in", ["claimed", "handing_over"]), _negated=True),
-                    ("lease__isnull", False),
-                    _connector="OR",
-                ),
-                name="held_has_lease",
+                name="each_state_has_what_it_needs",
             ),
         ),
         migrations.AddIndex(
