@@ -72,8 +72,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"The browser tests were skipped: {MISSING}.", yellow=True, bold=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """One browser for all tests here; it ends with them, since no worker can run in a thread that has its loop."""
     path = chromium()
     if not path:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(MISSING)
