@@ -2,8 +2,11 @@
 
 import email
 import email.policy
+import hashlib
+import hmac
 import quopri
 import re
+from collections.abc import Callable
 from email.headerregistry import Address
 from email.message import EmailMessage
 from html import escape
@@ -134,9 +137,9 @@ def test_a_message_id_tells_nothing_and_stays_the_same() -> None:
 
 
 def test_bounces_come_home_to_an_address_of_the_copy(settings: Any) -> None:
-    template = message.Template(source())
-    assert template.envelope_sender(1, 2) == "author@example.org"
+    assert message.Template(source()).envelope_sender(1, 2) == "author@example.org"
     settings.BOUNCE_DOMAIN = "bounces.example.org"
+    template = message.Template(source())
     senders = {template.envelope_sender(1, n) for n in range(50)}
     assert len(senders) == 50
     assert all(re.fullmatch(r"b-[0-9a-v]+@bounces\.example\.org", sender) for sender in senders)
@@ -150,6 +153,88 @@ def test_a_bounce_s_address_tells_which_copy_it_was(settings: Any, issue: int, r
     number = int(local.removeprefix("b-"), 32)
     assert (number >> 104, number >> 64 & 2**40 - 1) == (issue, reader)
     assert len(local) <= 64
+    assert len(local) % 2 == 0  # whole pairs of digits, as long as the number needs
+    assert not local.startswith("b-00")
+
+
+# A key of more than 64 octets is hashed first (RFC 2104, 2).
+PEPPERS = st.text(max_size=40) | st.sampled_from(["k" * 64, "k" * 65, "é" * 33])
+
+
+@given(pepper=PEPPERS, issue=st.integers(1, 2**40 - 1), reader=st.integers(1, 2**40 - 1))
+@relaxed
+def test_what_a_copy_is_known_by_is_an_hmac_under_the_pepper_of_now(
+    settings: Any, pepper: str, issue: int, reader: int
+) -> None:
+    settings.PEPPER, settings.BOUNCE_DOMAIN = pepper, "bounces.example.org"
+    template = message.Template(source())
+    expected = hmac.digest(pepper.encode(), b"message:%d:%d" % (issue, reader), "sha256").hex()[:32]
+    assert message.message_id(issue, reader, "example.org") == f"<{expected}@example.org>"
+    assert template.message_id(issue, reader) == f"<{expected}@example.org>"
+    proof = int(template.envelope_sender(issue, reader).partition("@")[0].removeprefix("b-"), 32) & 2**64 - 1
+    assert proof.to_bytes(8, "big") == hmac.digest(pepper.encode(), b"verp:%d:%d" % (issue, reader), "sha256")[:8]
+
+
+# Each value encoded where it stands, without a thought for speed: what filling in must come to, octet for octet
+
+PLAINLY = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9 @._+:/%~-]{0,170}", fullmatch=True)
+ADDRESSES = [
+    "ada@example.org", f"{'a' * 60}@{'b' * 40}.example.org", f"{'a.' * 38}b@example.org", "o'hara&co=x@example.org",
+    "zoë@exämple.org", ".ada@example.org", "-ada@example.org", f"ada@{'b' * 62}..example.org",
+]  # fmt: skip
+
+
+def source_of_many_places() -> dict[str, Any]:
+    """Names with several fallbacks, side by side and in URLs, and each other value more than once."""
+    holes = message.Holes(1)
+    marks = [holes.mark("name", fallback) for fallback in ("there", "", "dear Zoë & <co>", "there", "x" * 90)]
+    others = [holes.mark(*hole) for hole in (("address", "you"), ("unsubscribe_url",), ("address", ""))]
+    greeting = f"Hello {marks[0]}{marks[1]}, {' '.join(marks)}"
+    links = " ".join(f"https://example.org/hi?n={mark}" for mark in marks)
+    text = f"{greeting}\n{links}\n{' '.join(others)}\n{others[1]}"
+    return source(text=text, html=f"<p title='{marks[2]}'>{text}</p>", holes=holes.as_json())
+
+
+def one_by_one(parts: list[str | message.Place], reader: dict[str, str], escape: Callable[[str], str]) -> bytes:
+    *pieces, last = parts
+    texts = [piece if isinstance(piece, str) else escape(piece.value(reader)) for piece in pieces]
+    encoded = [
+        message.quoted_printable(text) + message.SOFT_BREAK
+        for text, piece in zip(texts, pieces, strict=True)
+        if text or isinstance(piece, str)
+    ]
+    return b"".join(encoded) + message.quoted_printable(str(last))
+
+
+def simply_filled(template: message.Template, reader: message.Values) -> bytes:
+    given = template._given(reader)
+    boundary = "=_" + hashlib.sha256(template.source["html"].encode()).hexdigest()[:24]
+    kind = "Content-Type: text/%s; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+    head = (
+        f"{template._headers(boundary)}Message-ID: {reader.message_id}\r\nTo: {reader.address}\r\n"
+        f"Subject: {message.header('Subject', template.subject(reader))}\r\n"
+        f"List-Unsubscribe: <{given['unsubscribe_url']}>\r\n\r\n"
+    )
+    return b"".join([
+        f"{head}--{boundary}\r\n{kind % 'plain'}".encode(), one_by_one(template._text, given, str),
+        f"\r\n--{boundary}\r\n{kind % 'html'}".encode(), one_by_one(template._html, given, escape),
+        f"\r\n--{boundary}--\r\n".encode(),
+    ])  # fmt: skip
+
+
+@given(
+    name=ODD | PLAINLY | st.sampled_from(["Ada  Lovelace", " Ada", "Ada ", "O'Hara", "A" * 75, "A" * 76, "9.", "a=b"]),
+    address=st.sampled_from(ADDRESSES),
+    host=st.sampled_from(["example.org", "a-newsletter-with-a-long-name.example.org", "a" * 60 + ".b..example.org"]),
+    make=st.sampled_from([source, source_of_many_places]),
+)
+@settings(relaxed, max_examples=400)
+def test_filling_in_is_encoding_each_value_where_it_stands(
+    settings: Any, name: str, address: str, host: str, make: Callable[[], dict[str, Any]]
+) -> None:
+    settings.SITE_URL = f"https://{host}"
+    template = message.Template(make())
+    assert template.fill(values(name, address)) == simply_filled(template, values(name, address))
 
 
 @given(text=st.text(max_size=400))
