@@ -158,7 +158,7 @@ def send_test(issue: Issue, *, to: str) -> None:
     source = rendering.render_issue(issue)
     template = message.Template({**source, "subject": f"[Test] {source['subject']}"})
     reader = message.Values(address=to, name="", unsubscribe_id=UUID(int=0), message_id=message.test_id(source))
-    letter = transport.Letter(Publication.current().sender_address, to, template.fill(reader))
+    letter = transport.Letter(Publication.current().sender_address, to, template.pieces(reader))
     try:
         asyncio.run(_send_one(letter))
     except TransportError as error:
@@ -171,7 +171,7 @@ async def _send_one(letter: transport.Letter) -> None:
     link = await transport.open_link()
     try:
         await link.prepare(letter)
-        await link.hand_over(None)
+        await transport.hand_over(link, letter)
     finally:
         await link.close()
 

@@ -120,22 +120,30 @@ WITH i AS MATERIALIZED (
      WHERE id = ANY($2::bigint[]) AND status = 'active' AND NOT suppressed
        AND (paused_until IS NULL OR paused_until <= now()) AND EXISTS (SELECT 1 FROM i)
      ORDER BY id FOR SHARE SKIP LOCKED
-), done AS (
+), moved AS (
     UPDATE newsletter_delivery d
-       SET state = 'accepted', smtp_code = o.code, enhanced_code = o.enhanced, reply_text = o.text, reply_class = '',
-           phase = 'final_dot', provider_id = o.provider, attempt = d.attempt + 1, accepted_at = now(),
-           next_attempt_at = NULL, updated_at = now()
-      FROM unnest($3::bigint[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[])
-           AS o(id, fence, code, enhanced, text, provider)
-     WHERE d.id = o.id AND d.fence = o.fence AND d.state IN ('handing_over', 'uncertain')
-    RETURNING d.id
-), up AS (
-    UPDATE newsletter_delivery d SET state = 'handing_over', updated_at = now()
-      FROM unnest($9::bigint[], $10::int[], $11::bigint[]) AS n(id, fence, subscriber) JOIN s ON s.id = n.subscriber
-     WHERE d.id = n.id AND d.fence = n.fence AND d.state = 'claimed'
-    RETURNING d.id
+       SET state = CASE WHEN w.taken THEN 'accepted' ELSE 'handing_over' END, updated_at = now(),
+           smtp_code = CASE WHEN w.taken THEN w.code ELSE d.smtp_code END,
+           enhanced_code = CASE WHEN w.taken THEN w.enhanced ELSE d.enhanced_code END,
+           reply_text = CASE WHEN w.taken THEN w.text ELSE d.reply_text END,
+           reply_class = CASE WHEN w.taken THEN '' ELSE d.reply_class END,
+           phase = CASE WHEN w.taken THEN 'final_dot' ELSE d.phase END,
+           provider_id = CASE WHEN w.taken THEN w.provider ELSE d.provider_id END,
+           attempt = d.attempt + w.taken::int, accepted_at = CASE WHEN w.taken THEN now() END, next_attempt_at = NULL
+      FROM (
+        SELECT n.id, n.fence, false, NULL, NULL, NULL, NULL FROM unnest($9::bigint[], $10::int[], $11::bigint[])
+            AS n(id, fence, subscriber) WHERE n.subscriber = ANY(ARRAY(SELECT id FROM s))
+        UNION ALL
+        SELECT o.id, o.fence, true, o.code, o.enhanced, o.text, o.provider
+          FROM unnest($3::bigint[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[])
+            AS o(id, fence, code, enhanced, text, provider)
+      ) w(id, fence, taken, code, enhanced, text, provider)
+     WHERE d.id = w.id AND d.fence = w.fence
+       AND CASE WHEN w.taken THEN d.state IN ('handing_over', 'uncertain') ELSE d.state = 'claimed' END
+    RETURNING d.id, w.taken
 )
-SELECT coalesce((SELECT array_agg(id) FROM up), '{}'), coalesce((SELECT array_agg(id) FROM done), '{}')
+SELECT coalesce(array_agg(id) FILTER (WHERE NOT taken), '{}'), coalesce(array_agg(id) FILTER (WHERE taken), '{}')
+  FROM moved
 """
 
 # Why an intent was refused, in the words of the ledger: the copy is left out for good, or handed back.

@@ -148,13 +148,19 @@ class Template:
         pieces = self._pieces()
         self._fixed = [piece for piece in pieces if isinstance(piece, bytes)]
         numbers = count(5 + 2 * len(self._names))
-        self._in_order = itemgetter(*(next(numbers) if isinstance(piece, bytes) else piece for piece in pieces))
+        self._in_order: Callable[[list[bytes]], tuple[bytes, ...]] = itemgetter(
+            *(next(numbers) if isinstance(piece, bytes) else piece for piece in pieces)
+        )
 
     def fill(self, values: Values) -> bytes:
         """Return one reader's complete message (RFC 5322), CRLF at each line's end, without SMTP's final dot.
 
         Raises ValueError where the reader's address is not one address.
         """
+        return b"".join(self.pieces(values))
+
+    def pieces(self, values: Values) -> tuple[bytes, ...]:
+        """Return what fill() does in pieces: most are the same objects for all readers, so that no copy is made."""
         given = self._given(values)
         fillings = [  # numbered as _number() says
             self._reader_headers(given),
@@ -163,7 +169,7 @@ class Template:
             *self._name_fillings(given["name"]),
             *self._fixed,
         ]
-        return b"".join(self._in_order(fillings))
+        return self._in_order(fillings)
 
     def subject(self, values: Values) -> str:
         """Return the subject as this reader sees it."""
@@ -365,16 +371,16 @@ def _is_plain(value: str) -> bool:
 
 def _encoded_words(name: str, value: str) -> str:
     """Return `value` as encoded words, one a line, each of at most 75 octets and of whole characters (RFC 2047, 2)."""
-    chunks, room = [b""], (64 - len(name) - 2) // 4 * 3
-    if len(whole := value.encode()) <= room:
-        return f"=?utf-8?b?{base64.b64encode(whole).decode()}?="
-    for character in value:
-        octets = character.encode()
-        if len(chunks[-1]) + len(octets) > room:
-            chunks.append(b"")
-            room = 45
-        chunks[-1] += octets
-    return "\r\n ".join(f"=?utf-8?b?{base64.b64encode(chunk).decode()}?=" for chunk in chunks)
+    octets, room = value.encode(), (64 - len(name) - 2) // 4 * 3
+    words, start = [], 0
+    while True:
+        end = start + room
+        while end < len(octets) and octets[end] & 0b11000000 == 0b10000000:  # amid a character
+            end -= 1
+        words.append(f"=?utf-8?b?{base64.b64encode(octets[start:end]).decode()}?=")
+        if end >= len(octets):
+            return "\r\n ".join(words)
+        start, room = end, 45
 
 
 def clean(value: str) -> str:

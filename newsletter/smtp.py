@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
 import select
 import socket
 import ssl
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from math import inf
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from newsletter.replies import Deferred, Dropped, Refused, Reply, TransportError, Uncertain, Unreachable
 
+MOST_PIECES = 1000  # in one write; Linux takes 1024
 REPLY_BYTES = 64 * 1024
 TEXT_CHARACTERS = 1000
 QUIT_SECONDS = 5.0
 SECURITY = ("none", "starttls", "tls")
 ENVELOPE = ("mail", "rcpt", "data")
+ROUND = ("final_dot", *ENVELOPE)  # what is expected where envelopes overlap
 # No address may break out of its brackets or its line, nor be anything that UTF-8 can't carry.
 FORBIDDEN = re.compile("[\x00-\x20\x7f-\xa0<>\u2028\u2029\ud800-\udfff]")
 # A line that begins with a dot; a bare LF counts too, since some servers end lines at it. Twice as quick as `in`.
@@ -32,6 +37,7 @@ LEADING_DOT = re.compile(rb"\n\.")
 LINE_END = re.compile(rb"\r\n|\r|\n")
 
 Envelope = tuple[str, str, int]  # sender, recipient, size in bytes
+Heard = Callable[[Reply, "asyncio.Future[Any]"], bool]
 Stage = Literal["idle", "envelope", "content", "whole"]  # the body is whole when the kernel has all of it
 
 
@@ -87,6 +93,11 @@ class Answer(NamedTuple):
         return Reply(self.code, printable(self.text), phase)
 
 
+def boot_time() -> float:
+    """Return seconds that go on while the machine sleeps: an intent must not outlive a suspended laptop."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def printable(raw: bytes) -> str:
     """Return what a relay said as one line of text fit to be stored and shown."""
     text = raw[: 4 * TEXT_CHARACTERS].decode("utf-8", "replace").rstrip()
@@ -128,6 +139,13 @@ def dot_stuffed(content: bytes) -> bytes:
     return (b"." if lines.startswith(b".") else b"") + lines.replace(b"\r\n.", b"\r\n..")
 
 
+def _lines(content: bytes, *, dotless: bool) -> bytes:
+    """Return the content fit to be followed by the dot."""
+    if not dotless and (content.startswith(b".") or LEADING_DOT.search(content)):
+        content = dot_stuffed(content)
+    return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
 class Tls:
     """TLS between two buffers in memory, so that one protocol reads both before and after STARTTLS."""
 
@@ -166,7 +184,10 @@ class Tls:
 
 
 class Connection(asyncio.Protocol):
-    """One connection: begin, begun, send_body, write_dot, answered, and again; a call out of turn is a RuntimeError."""
+    """One connection: begin, begun, send_body, write_dot, answered, and again; a call out of turn is a RuntimeError.
+
+    Where it `overlaps`, send_whole takes the place of send_body and write_dot.
+    """
 
     def __init__(self, account: Account) -> None:
         self._account = account
@@ -174,11 +195,14 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._tls: Tls | None = None
         self._early = select.poll()
+        self._descriptor = -1
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._seconds = account.seconds
         self._lost = ""  # why this connection is of no more use
         self._extensions: dict[str, str] = {}
         self._pipelining = False
+        self.overlaps = False  # the next envelope may follow the dot in one write
+        self.writes_whole = False  # send_whole() has something to gain: it writes past TLS
         # What is under way.
         self._stage: Stage = "idle"
         self._dot: Literal["", "written", "withheld"] = ""
@@ -188,12 +212,15 @@ class Connection(asyncio.Protocol):
         # Replies: the phases that wait for one, oldest first, those read, and the one being read.
         self._expected: deque[str] = deque()
         self._answers: dict[str, Answer] = {}
+        self._granting = b""  # how the relay last let an overlapping envelope begin: three replies, as they came
+        self._granted_whole = False  # those were what came behind the answer to the dot
         self._partial = b""
         self._lines: list[bytes] = []
         self._code = 0
         self._held = 0
         # Who waits, for what, and until when.
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[Any] | None = None
+        self._heard: Heard | None = None
         self._awaited = ""
         self._full = False
         self._deadline = inf
@@ -231,6 +258,9 @@ class Connection(asyncio.Protocol):
         """Wait until the relay wants the content. Raises Refused, Deferred or Dropped: phase mail, rcpt or data."""
         if self._stage != "envelope":
             raise RuntimeError("begun() without begin()")
+        if self._granted_whole:
+            self._stage, self._granted_whole = "content", False
+            return
         if self._objection is None:
             await self._envelope_answered()
         error = self._objection or self._refusal()
@@ -249,10 +279,11 @@ class Connection(asyncio.Protocol):
         """
         if self._stage != "content":
             raise RuntimeError("send_body() before 354")
-        if not dotless and (content.startswith(b".") or LEADING_DOT.search(content)):
-            content = dot_stuffed(content)
+        await self._send_rest(_lines(content, dotless=dotless))
+
+    async def _send_rest(self, content: bytes) -> None:
         if not self._lost:
-            self._write(content if content.endswith(b"\r\n") else content + b"\r\n")
+            self._write(content)
         if self._full:
             self._set_deadline(self._account.body_seconds)
             await self._wait("drained")
@@ -270,18 +301,84 @@ class Connection(asyncio.Protocol):
         if self._stage != "whole":
             raise RuntimeError("write_dot() before the whole content was sent")
         self._stage = "idle"
-        self._answers.clear()
-        if not self._lost and self._early.poll(0):
-            self._fail("the relay spoke or hung up before the final dot")
-        if self._lost:
+        if not self._may_write_dot():
             self._dot = "withheld"
             return False
-        self._dot = "written"
-        self._expected.append("final_dot")
-        overlaps = then is not None and self._account.overlap and self._pipelining and self.usable
-        self._write(b".\r\n" + self._enter(*then) if then is not None and overlaps else b".\r\n")
+        end, overlaps = self._end(then)
+        self._write(end)
         self._wind()
         return overlaps
+
+    async def send_whole(
+        self, pieces: tuple[bytes, ...], then: Envelope | None = None, *, until: float = inf, dotless: bool = False
+    ) -> bool:
+        """Write the content's pieces, final dot and next envelope at once, so that the relay wakes once a message.
+
+        What the kernel does not take of it goes the way of send_body() and write_dot(), so that a dot never waits in a
+        buffer of ours; after the boot-time instant `until` it is withheld. Returns as write_dot() does. Raises Dropped.
+        """
+        if self._stage != "content":
+            raise RuntimeError("send_whole() before 354")
+        if not dotless or len(pieces) > MOST_PIECES or not pieces[-1].endswith(b"\r\n"):
+            pieces = (_lines(b"".join(pieces), dotless=dotless),)
+        sent = 0
+        if self.writes_whole and self._may_write_dot():
+            end, overlaps = self._end(then)
+            sent = self._write_now((*pieces, end))
+            if (left := sum(map(len, pieces), len(end)) - sent) < len(end):  # the dot is on its way
+                if left:
+                    self._write(end[-left:])
+                self._wind()
+                return overlaps
+            self._take_back(overlaps)
+        await self._send_rest(b"".join(pieces)[sent:])
+        if boot_time() > until:
+            self._fail("the content took too long")
+        return self.write_dot(then)
+
+    def _may_write_dot(self) -> bool:
+        """Tell whether the relay still waits for content: one that spoke or hung up before the dot gets none."""
+        if not self._lost and self._early.poll(0):
+            self._fail("the relay spoke or hung up before the final dot")
+        return not self._lost
+
+    def _end(self, then: Envelope | None) -> tuple[bytes, bool]:
+        """Return the dot with the envelope that may follow in the same write, and expect their replies."""
+        self._stage, self._dot, self._granted_whole = "idle", "written", False
+        self._answers.clear()
+        self._expected.append("final_dot")
+        if then is None or not self.overlaps or not self.usable:
+            return b".\r\n", False
+        return b".\r\n" + self._enter(*then), True
+
+    def _take_back(self, overlaps: bool) -> None:
+        """Undo what _end() expected: not a byte of it was written."""
+        self._count -= overlaps and self._objection is None
+        self._stage, self._dot = "content", ""
+        self._expected.clear()
+
+    def _write_now(self, pieces: tuple[bytes, ...]) -> int:
+        """Hand all to the kernel past the transport, whose buffer is empty; return how many bytes it took."""
+        try:
+            return os.writev(self._descriptor, pieces)
+        except BlockingIOError:
+            return 0
+        except OSError as error:  # then it took nothing
+            self._fail(str(error))
+            return 0
+
+    def listen(self, heard: Heard) -> asyncio.Future[Any]:
+        """Return a future that ends when answered() can return or raise at once.
+
+        But where the dot is granted and the next message is begun, as usual, `heard` is called with the reply and that
+        future; if it says yes, both are its own and the next message's content may be sent: no answered(), no begun().
+        """
+        waiter: asyncio.Future[Any] = self._loop.create_future()
+        if self._lost or "final_dot" in self._answers:
+            waiter.set_result(None)
+        else:
+            self._waiter, self._awaited, self._heard = waiter, "final_dot", heard
+        return waiter
 
     async def answered(self) -> Reply:
         """Return the 2xx to the dot. Raises Refused (5xx), Deferred (4xx), Dropped (no dot), else Uncertain."""
@@ -343,6 +440,8 @@ class Connection(asyncio.Protocol):
         words = [line.replace("AUTH=", "AUTH ").split() for line in lines] if extended else []
         self._extensions = {keyword: " ".join(rest) for keyword, *rest in filter(None, words)}
         self._pipelining = "PIPELINING" in self._extensions
+        self.overlaps = self._account.overlap and self._pipelining
+        self.writes_whole = self.overlaps and self._tls is None
 
     async def _upgrade(self) -> None:
         """Turn to TLS by STARTTLS; without it nothing more is said in clear, and nothing said in clear is believed."""
@@ -492,7 +591,7 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        self._waiter, self._awaited = None, ""
+        self._waiter, self._awaited, self._heard = None, "", None
 
     def _wind(self) -> None:
         """Set the deadline of the oldest phase that waits for a reply; bytes that trickle in do not move it."""
@@ -543,7 +642,8 @@ class Connection(asyncio.Protocol):
         # The final dot is a small write of its own: without this it waits for the receiver's delayed ACK.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport.set_write_buffer_limits(0)
-        self._early.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self._early.register(self._descriptor, select.POLLIN)
         self._expected.extend(("tls", "greeting") if self._account.security == "tls" else ("greeting",))
         self._wind()
 
@@ -576,7 +676,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._tls is not None:
             data = self._opened(data)
-        waiting = len(self._expected)
+        if self._granting and self._heard_usual(data):
+            return
+        waiting, together = len(self._expected), not self._partial and tuple(self._expected) == ROUND
         lines = (self._partial + data).split(b"\n")
         self._partial = lines.pop()
         for line in lines:
@@ -595,6 +697,43 @@ class Connection(asyncio.Protocol):
             self._fail("out of step: " + printable(self._partial))
         if len(self._expected) < waiting:
             self._wind()
+        if together and len(lines) == len(ROUND) and not self._expected:
+            self._learn(data)
+
+    def _learn(self, data: bytes) -> None:
+        """Keep the replies that let an overlapping envelope begin, so as to know them when they come again."""
+        mail, rcpt, begin = [self._answers[phase] for phase in ENVELOPE]
+        if mail.granted and rcpt.granted and begin.code == 354:
+            self._granting = data.partition(b"\n")[2]
+
+    def _heard_usual(self, data: bytes) -> bool:
+        """Take a 2xx to the dot with the same three replies behind it as last time, which began the next message.
+
+        Read line by line they cost more than sending the message they are about.
+        """
+        line, _end, rest = data.partition(b"\n")
+        if rest != self._granting or self._partial or tuple(self._expected) != ROUND:
+            return False
+        answer, last = reply_line(line)
+        if not last or not answer.granted:
+            return False
+        self._expected.clear()
+        self._deadline = inf
+        self._answers["final_dot"], self._granted_whole = answer, True
+        if self._awaited == "final_dot":
+            self._tell(answer)
+        return True
+
+    def _tell(self, answer: Answer) -> None:
+        """Give the usual answer to whoever listens, else wake him."""
+        heard, waiter = self._heard, self._waiter
+        if heard and waiter and not waiter.done():
+            self._heard = None
+            if heard(answer.reply("final_dot"), waiter):
+                self._waiter, self._awaited, self._dot = None, "", ""
+                self._stage, self._granted_whole = "content", False
+                return
+        self._wake()
 
     def _opened(self, data: bytes) -> bytes:
         """Return the plain bytes in what was read; the handshake's end counts as the answer to the phase tls."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
 from functools import cache
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import requests
@@ -55,11 +56,15 @@ LONGEST_WAIT = 24 * 3600.0  # seconds; a provider that asks for more is asked ag
 
 
 class Letter(NamedTuple):
-    """One copy, ready to go: envelope and complete message."""
+    """One copy, ready to go: envelope and complete message, in pieces that many copies share."""
 
     sender: str
     recipient: str
-    content: bytes
+    pieces: tuple[bytes, ...]
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.pieces)
 
 
 class Link(Protocol):
@@ -72,17 +77,32 @@ class Link(Protocol):
     async def prepare(self, letter: Letter) -> None:
         """Do all that can be done before the point of no return. Raises Refused, Deferred or Dropped."""
 
-    async def hand_over(self, then: Letter | None) -> Reply:
-        """Pass the point of no return and return the acceptance; `then` is the letter to follow, where it is known.
+    async def send(self, letter: Letter, then: Letter | None, *, until: float = inf) -> None:
+        """Pass the point of no return, but not after the boot-time instant `until`; `then` is the letter to follow.
 
-        Raises Refused, Deferred or Uncertain.
+        Raises Dropped where it was not passed.
         """
+
+    def listen(self, heard: smtp.Heard) -> asyncio.Future[Any]:
+        """Return a future that ends when there is an answer.
+
+        Where the letter is taken and the one to follow is prepared already, `heard` may take reply and future over.
+        """
+
+    async def answered(self) -> Reply:
+        """Return the acceptance. Raises Refused, Deferred, Dropped or Uncertain."""
 
     def abort(self) -> None:
         """Cut it at once; what was prepared is not delivered."""
 
     async def close(self) -> None:
         """End it in good manners."""
+
+
+async def hand_over(link: Link, letter: Letter, then: Letter | None = None) -> Reply:
+    """Take a letter that is prepared to its end. Raises Refused, Deferred, Dropped or Uncertain."""
+    await link.send(letter, then)
+    return await link.answered()
 
 
 async def open_link() -> Link:
@@ -146,11 +166,21 @@ class SmtpLink:
             self.connection.begin(*_envelope(letter))
         self._begun = None
         await self.connection.begun()
-        await self.connection.send_body(letter.content, dotless=True)  # message.py leaves no line with a dot in front
+        if not self.connection.writes_whole:
+            await self.connection.send_body(letter.content, dotless=True)  # message.py leaves no dot at a line's start
 
-    async def hand_over(self, then: Letter | None) -> Reply:
-        if self.connection.write_dot(_envelope(then) if then else None):
-            self._begun = then
+    async def send(self, letter: Letter, then: Letter | None, *, until: float = inf) -> None:
+        connection, following = self.connection, _envelope(then) if then else None
+        if connection.writes_whole:
+            begun = await connection.send_whole(letter.pieces, following, until=until, dotless=True)
+        else:
+            begun = connection.write_dot(following)
+        self._begun = then if begun else None
+
+    def listen(self, heard: smtp.Heard) -> asyncio.Future[Any]:
+        return self.connection.listen(heard)
+
+    async def answered(self) -> Reply:
         return await self.connection.answered()
 
     def abort(self) -> None:
@@ -161,7 +191,7 @@ class SmtpLink:
 
 
 def _envelope(letter: Letter) -> tuple[str, str, int]:
-    return letter.sender, letter.recipient, len(letter.content)
+    return letter.sender, letter.recipient, sum(map(len, letter.pieces))
 
 
 class ApiLink:
@@ -176,13 +206,24 @@ class ApiLink:
         self._backend: Any = get_connection(settings.SEND_BACKEND)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="provider")
         self._message: EmailMultiAlternatives | None = None
+        self._asked: asyncio.Future[Reply] | None = None
 
     async def prepare(self, letter: Letter) -> None:
         self._message = as_django(letter)
 
-    async def hand_over(self, then: Letter | None) -> Reply:
+    async def send(self, letter: Letter, then: Letter | None, *, until: float = inf) -> None:
         message, self._message = self._message, None
-        asked = asyncio.get_running_loop().run_in_executor(self._thread, self._post, message)
+        self._asked = asyncio.get_running_loop().run_in_executor(self._thread, self._post, message)
+
+    def listen(self, heard: smtp.Heard) -> asyncio.Future[Any]:
+        """Return a future that has ended: answered() does all the waiting."""
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        waiter.set_result(None)
+        return waiter
+
+    async def answered(self) -> Reply:
+        assert self._asked is not None
+        asked, self._asked = self._asked, None
         try:
             return await asyncio.wait_for(asked, settings.SMTP_FINAL_TIMEOUT)
         except TimeoutError as error:

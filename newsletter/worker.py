@@ -23,20 +23,17 @@ from newsletter import ledger, message, transport
 from newsletter.ledger import Away, Copy, Outcome
 from newsletter.models import Delivery, Issue
 from newsletter.replies import Refused, Reply, TransportError, Uncertain, Unreachable, classify
+from newsletter.smtp import boot_time
 
 logger = logging.getLogger(__name__)
 State = Delivery.State
 
 GROUP_MOST = 16  # connections that share a commit of intents, at the most
-GROUP_SECONDS = 0.002  # and for so long the first of them waits for others
+GROUP_SECONDS = 0.003  # and for so long the first of them waits for others
 LOCKED_SECONDS = 5.0  # a copy whose reader's row was being changed is tried again after so long
 POLL_SECONDS = 0.2
+ACCEPTED = str(State.ACCEPTED)
 REPEATABLE = (State.DEFERRED, State.UNCERTAIN)
-
-
-def _boottime() -> float:
-    """Seconds that go on while the machine sleeps: an intent must not outlive a suspended laptop."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass
@@ -61,15 +58,19 @@ class Gate:
         over. It raises Away: then nothing is known of the intent, and `done` may not be written down.
         """
         answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        self.join(copy, done, answer)
+        return answer
+
+    def join(self, copy: Copy | None, done: Outcome | None, answer: asyncio.Future[float | None]) -> None:
+        """Ask the same, for somebody who waits already."""
         self.waiting.append((copy, done, answer))
         self.consider()
-        return answer
 
     def consider(self) -> None:
         """Commit what waits if it is enough, else in a moment; while a commit is under way, after it."""
         if self.busy or not self.waiting:
             return
-        if len(self.waiting) >= min(GROUP_MOST, max(1, self.open * 3 // 4)):
+        if len(self.waiting) >= GROUP_MOST or len(self.waiting) * 4 >= self.open * 3:
             self.go()
         elif self.timer is None:
             self.timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.go)
@@ -89,7 +90,7 @@ class Gate:
         self.consider()
 
     async def _commit(self, group: list[tuple[Copy | None, Outcome | None, asyncio.Future[float | None]]]) -> None:
-        began = _boottime()
+        began = boot_time()
         copies = [copy for copy, _done, _answer in group if copy]
         done = [outcome for _copy, outcome, _answer in group if outcome]
         try:
@@ -119,7 +120,7 @@ class Worker:
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        self.issue = issue
+        self.issue, self.issue_id = issue, issue.pk
         self.template = message.Template(issue.source)
         self.ledger = ledger.Ledger(issue.pk)
         self.gate = Gate(self.ledger)
@@ -204,14 +205,14 @@ class Worker:
 
     async def keep(self) -> None:
         """Renew the lease, show progress, and look for the word to stop."""
-        renewed = _boottime()
+        renewed = boot_time()
         while not self.stopped:
             await asyncio.sleep(POLL_SECONDS)
             self.stopped = self.stopped or self.told_to_stop()
             self.progress(self.ledger.settled)
-            if _boottime() - renewed >= settings.RENEW_SECONDS:
+            if boot_time() - renewed >= settings.RENEW_SECONDS:
                 await self.renew()
-                renewed = _boottime()
+                renewed = boot_time()
         while True:  # what is under way is finished under a lease
             await asyncio.sleep(settings.RENEW_SECONDS)
             await self.renew()
@@ -337,10 +338,10 @@ class Worker:
         """Fill a reader's few values in. Raises ValueError where they can't be."""
         if copy.unsubscribe_id is None:
             raise ValueError("the reader's row is gone: his links can't be made")
-        message_id = message.message_id(self.issue.pk, copy.subscriber_id, self.template.domain)
+        message_id = self.template.message_id(self.issue_id, copy.subscriber_id)
         values = message.Values(copy.address, copy.name, copy.unsubscribe_id, message_id)
-        sender = self.template.envelope_sender(self.issue.pk, copy.subscriber_id)
-        return Piece(copy, transport.Letter(sender, copy.address, self.template.fill(values)))
+        sender = self.template.envelope_sender(self.issue_id, copy.subscriber_id)
+        return Piece(copy, transport.Letter(sender, copy.address, self.template.pieces(values)))
 
     async def hand_over(
         self, link: transport.Link, piece: Piece, done: Outcome | None
@@ -354,36 +355,49 @@ class Worker:
                 await self.write_down(done)
                 done = None
             return await self.next_piece(), done
+        turn = Turn(self, piece, done)
         asked = self.gate.ask(piece.copy, done)
-        following = self.follower()  # made while the commit is under way
-        try:
-            began = await asked
-        except Away:
-            link.abort()
-            self.lose_database(piece.copy, done)
-            self.ready.extendleft([following.copy] if following else [])
-            return None, None
-        if began is None or _boottime() - began > self.intent_ttl:
-            link.abort()
-            await self.give_up_intent(piece.copy, refused=began is None)
-        else:
-            done = await self.finish_copy(link, piece, following)
-            if done and not following and self.has_to_wait():
-                await self.write_down(done)
-                done = None
-            return await self.next_piece(following), done
-        return await self.next_piece(following), None
+        turn.following = self.follower()  # made while the commit is under way
+        while True:
+            try:
+                began = await asked
+            except Away:
+                link.abort()
+                self.lose_database(turn.piece.copy, turn.done)
+                self.ready.extendleft([turn.following.copy] if turn.following else [])
+                return None, None
+            if turn.sent:
+                return await self.end_turn(link, turn)
+            if began is None or boot_time() - began > self.intent_ttl:
+                link.abort()
+                await self.give_up_intent(turn.piece.copy, refused=began is None)
+                return await self.next_piece(turn.following), None
+            then = turn.following.letter if turn.following and self.overlaps else None
+            try:
+                await link.send(turn.piece.letter, then, until=began + self.intent_ttl)
+            except TransportError as error:
+                await self.fail(turn.piece, error)
+                return await self.next_piece(turn.following), None
+            turn.sent = True
+            asked = link.listen(turn.taken)
 
-    async def finish_copy(self, link: transport.Link, piece: Piece, following: Piece | None) -> Outcome | None:
-        """Pass the point of no return; return the acceptance, or write down at once what else was answered."""
+    async def end_turn(self, link: transport.Link, turn: Turn) -> tuple[Piece | None, Outcome | None]:
+        """Take the answer to a copy behind which none is begun, or one that is not the usual."""
         try:
-            reply = await link.hand_over(following.letter if following and self.overlaps else None)
+            reply = await link.answered()
         except TransportError as error:
-            await self.fail(piece, error)
-            return None
+            await self.fail(turn.piece, error)
+            return await self.next_piece(turn.following), None
+        done: Outcome | None = self.accept(turn.piece.copy, reply)
+        if not turn.following and self.has_to_wait():
+            await self.write_down(done)
+            done = None
+        return await self.next_piece(turn.following), done
+
+    def accept(self, copy: Copy, reply: Reply) -> Outcome:
         self.breaker.accepted()
         self.taken += 1
-        return Outcome(piece.copy, State.ACCEPTED, reply)
+        return Outcome(copy, ACCEPTED, reply)
 
     # What is written down
 
@@ -447,6 +461,26 @@ class Piece(NamedTuple):
 
     copy: Copy
     letter: transport.Letter
+
+
+class Turn:
+    """Where a connection is: the copy under way, the one to follow, the acceptance that goes with the next intent."""
+
+    def __init__(self, worker: Worker, piece: Piece, done: Outcome | None) -> None:
+        self.worker, self.piece, self.done = worker, piece, done
+        self.following: Piece | None = None
+        self.sent = False  # past the point of no return, and not yet answered
+
+    def taken(self, reply: Reply, waiter: asyncio.Future[float | None]) -> bool:
+        """Ask for the next copy's intent as soon as the last is taken, without waking the connection's task for it."""
+        worker, piece = self.worker, self.following
+        if piece is None or not worker.may_begin():
+            return False
+        self.done = worker.accept(self.piece.copy, reply)
+        self.piece, self.following, self.sent = piece, None, False
+        worker.gate.join(piece.copy, self.done, waiter)
+        self.following = worker.follower()
+        return True
 
 
 def _state_after(error: TransportError) -> str:

@@ -38,7 +38,7 @@ RESTARTS = 5
 State = Delivery.State
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
 
-PLAN, INTEND = "INSERT INTO newsletter_delivery", "SET state = 'handing_over'"
+PLAN, INTEND = "INSERT INTO newsletter_delivery", "ELSE 'handing_over' END"
 # The statement by which each step is known to the proxy, and how many of them pass before the blow: an intent writes
 # down what was taken before it, so a later one is where acceptances are on their way.
 STEPS: dict[str, dict[str, Any]] = {

@@ -7,13 +7,14 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from newsletter.replies import Deferred, Dropped, Refused, Reply, TransportError, Uncertain, Unreachable
-from newsletter.smtp import Account, Connection
+from newsletter.smtp import Account, Connection, boot_time, dot_stuffed
 from tests.smtpd import DROP, Answer, Certificates, SmtpServer, Step, make_certificates
 
 AUTHOR, ALICE, BOB = "author@example.org", "alice@example.org", "bob@example.org"
@@ -317,6 +318,142 @@ def test_a_drop_behind_the_dot_dooms_the_message_not_the_overlapping_envelope(se
         return await fails(Dropped, connection.begun())
 
     assert on(server, talk, overlap=True).phase == "mail"
+
+
+# The whole message and the next envelope in one write
+
+
+def whole(server: SmtpServer, *recipients: str, content: bytes = CONTENT, until: float = inf) -> list[Reply]:
+    """Send to all on one connection, message and next envelope together; return the answers."""
+
+    async def talk(connection: Connection) -> list[Reply]:
+        said = []
+        connection.begin(AUTHOR, recipients[0], len(content))
+        for following in (*recipients[1:], None):
+            await connection.begun()
+            then = (AUTHOR, following, len(content)) if following else None
+            if not await connection.send_whole((content[:1], content[1:]), then, until=until) and then:
+                said.append(await connection.answered())
+                connection.begin(*then)
+            else:
+                said.append(await connection.answered())
+        return said
+
+    found: list[Reply] = on(server, talk, overlap=True)
+    return found
+
+
+@pytest.mark.parametrize("content", [CONTENT, b".\r\n..\r\n.dots\n.", LONG], ids=["short", "dots", "long"])
+def test_a_message_in_one_write_arrives_whole_and_once(either: SmtpServer, content: bytes) -> None:
+    replies = whole(either, ALICE, BOB, content=content)
+    assert [reply.code for reply in replies] == [250, 250]
+    assert either.recipients == {ALICE: 1, BOB: 1}
+    assert {mail.content for mail in either.mails} == {dot_stuffed(content.rstrip() + b"\r\n")}
+
+
+def test_the_dot_of_a_long_message_is_withheld_after_its_instant(server: SmtpServer) -> None:
+    async def talk(connection: Connection) -> tuple[Reply, bool]:
+        connection.begin(AUTHOR, ALICE, len(LONG))
+        await connection.begun()
+        assert not await connection.send_whole((LONG,), (AUTHOR, BOB, 10), until=boot_time() - 1)
+        return await fails(Dropped, connection.answered()), connection.usable
+
+    assert on(server, talk, overlap=True) == (Reply(0, "the content took too long", "final_dot"), False)
+    assert not server.recipients
+
+
+def test_a_relay_that_speaks_before_the_message_gets_none_of_it(server: SmtpServer) -> None:
+    server.script["data"] = lambda session: ["354 Go", "421 4.3.2 Going down"]
+
+    async def message(connection: Connection) -> None:
+        connection.begin(AUTHOR, ALICE, len(CONTENT))
+        await connection.begun()
+        await asyncio.sleep(0.1)
+        await connection.send_whole((CONTENT,), (AUTHOR, BOB, 10))
+
+    assert on(server, lambda connection: fails(Dropped, message(connection)), overlap=True).code == 0
+    assert not server.recipients
+
+
+class Listener:
+    """Whoever is told of usual answers, and takes them over or not."""
+
+    def __init__(self, *, takes_over: bool = True) -> None:
+        self.takes_over, self.heard = takes_over, [Reply(0, "", "")][:0]
+
+    def __call__(self, reply: Reply, waiter: asyncio.Future[Any]) -> bool:
+        self.heard.append(reply)
+        if self.takes_over:
+            waiter.set_result("taken over")
+        return self.takes_over
+
+
+async def listened(connection: Connection, listener: Listener, then: str) -> Any:
+    """Send a message that is begun, with an envelope behind it, and return what the future ended with."""
+    assert await connection.send_whole((CONTENT,), (AUTHOR, then, 10))
+    return await asyncio.wait_for(connection.listen(listener), 5)
+
+
+@pytest.mark.parametrize("takes_over", [True, False])
+def test_usual_answers_can_be_taken_over(server: SmtpServer, *, takes_over: bool) -> None:
+    listener = Listener(takes_over=takes_over)
+
+    async def talk(connection: Connection) -> None:
+        connection.begin(AUTHOR, ALICE, 10)
+        await connection.begun()
+        for n in range(9):
+            if await listened(connection, listener, f"reader{n}@example.org") is None:
+                assert (await connection.answered()).code == 250
+                await connection.begun()
+        await connection.send_whole((CONTENT,))
+        assert (await connection.answered()).code == 250
+
+    on(server, talk, overlap=True)
+    assert (len(server.recipients), set(server.recipients.values()), server.out_of_turn) == (10, {1}, [])
+    assert {reply.code for reply in listener.heard} == {250}  # not each time, since some answers come in pieces
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("554 5.7.1 Spam", Refused), ("451 4.3.0 Later", Deferred), (DROP, Uncertain), ("299", None)],
+)
+def test_an_unusual_answer_is_not_taken_over(server: SmtpServer, said: Answer, kind: type[TransportError]) -> None:
+    server.script["final_dot"] = lambda session: said if session.recipient == BOB else None
+    listener = Listener()
+
+    async def talk(connection: Connection) -> None:
+        connection.begin(AUTHOR, ALICE, 10)
+        await connection.begun()
+        if await listened(connection, listener, BOB) is None:
+            await connection.answered()
+            await connection.begun()
+        before = len(listener.heard)
+        ended = await listened(connection, listener, "carol@example.org")
+        if kind is None:
+            assert ended == "taken over"
+            return
+        assert (ended, len(listener.heard)) == (None, before)
+        await fails(kind, connection.answered())
+
+    on(server, talk, overlap=True)
+
+
+def test_an_extra_reply_among_known_ones_is_found_out(server: SmtpServer) -> None:
+    server.script["final_dot"] = lambda session: ["250 2.0.0 Ok"] * (2 if session.recipient == BOB else 1)
+    listener = Listener()
+
+    async def talk(connection: Connection) -> Reply:
+        connection.begin(AUTHOR, ALICE, 10)
+        await connection.begun()
+        if await listened(connection, listener, BOB) is None:
+            await connection.answered()
+            await connection.begun()
+        assert await listened(connection, listener, "carol@example.org") is None
+        await connection.answered()
+        return await fails(Dropped, connection.begun())
+
+    assert on(server, talk, overlap=True).phase == "data"
+    assert server.recipients == {ALICE: 1, BOB: 1}
 
 
 # Answers to the envelope

@@ -28,7 +28,18 @@ from newsletter.replies import (
     Unreachable,
     classify,
 )
-from newsletter.transport import ApiLink, Breaker, Letter, Limiter, Link, SmtpLink, Stop, open_link, retry_delay
+from newsletter.transport import (
+    ApiLink,
+    Breaker,
+    Letter,
+    Limiter,
+    Link,
+    SmtpLink,
+    Stop,
+    hand_over,
+    open_link,
+    retry_delay,
+)
 from posts.models import Publication
 from subscribers.models import Subscriber
 from tests.factories import make_issue
@@ -57,7 +68,7 @@ Talk = Callable[[Link], Awaitable[Any]]
 
 
 def letter(to: str = "alice@example.org") -> Letter:
-    return Letter("author@example.org", to, CONTENT)
+    return Letter("author@example.org", to, (CONTENT,))
 
 
 def on_a_link(talk: Talk) -> Any:
@@ -74,8 +85,9 @@ def on_a_link(talk: Talk) -> Any:
 
 
 async def send(link: Link, to: str = "alice@example.org") -> Reply:
-    await link.prepare(letter(to))
-    return await link.hand_over(None)
+    copy = letter(to)
+    await link.prepare(copy)
+    return await hand_over(link, copy)
 
 
 def failing(talk: Talk = send) -> TransportError:
@@ -309,9 +321,9 @@ def test_an_overlapped_envelope_is_said_once(overlapping: SmtpServer) -> None:
 
     async def talk(link: Link) -> None:
         await link.prepare(first)
-        await link.hand_over(second)
+        await hand_over(link, first, second)
         await link.prepare(second)
-        await link.hand_over(None)
+        await hand_over(link, second)
 
     on_a_link(talk)
     said = [heard.line.split()[0] for heard in overlapping.heard]
@@ -325,7 +337,7 @@ def test_a_refusal_of_an_overlapped_envelope_is_that_letters_own(overlapping: Sm
 
     async def talk(link: Link) -> None:
         await link.prepare(first)
-        assert (await link.hand_over(second)).code == 250
+        assert (await hand_over(link, first, second)).code == 250
         with pytest.raises(Refused):
             await link.prepare(second)
         await send(link, "carol@example.org")
@@ -341,7 +353,7 @@ def test_a_drop_leaves_the_overlapped_letter_certain(overlapping: SmtpServer) ->
     async def talk(link: Link) -> None:
         await link.prepare(first)
         with pytest.raises(Uncertain):
-            await link.hand_over(second)
+            await hand_over(link, first, second)
         assert not link.usable
         with pytest.raises(Dropped):
             await link.prepare(second)
@@ -408,11 +420,11 @@ def test_a_provider_is_given_every_part_of_the_letter(
     template = message.Template(rendering.render_issue(make_issue(subject="Grüße, {{ name|you }}")))
     identity = message.message_id(1, alice.pk, "example.org")
     values = message.Values(alice.address, alice.name, alice.unsubscribe_id, identity)
-    copy = Letter("bounces@example.org", alice.address, template.fill(values))
+    copy = Letter("bounces@example.org", alice.address, template.pieces(values))
 
     async def talk(link: Link) -> None:
         await link.prepare(copy)
-        await link.hand_over(None)
+        await hand_over(link, copy)
 
     on_a_link(talk)
     (request,) = provider.requests
