@@ -127,6 +127,7 @@ class SmtpServer:
         def speak() -> None:
             for conversation in list(self.open):
                 conversation.say(words)
+                conversation.flush()
             self.loop.call_later(0.02, said.set)
 
         self.loop.call_soon_threadsafe(speak)
@@ -150,6 +151,7 @@ class Conversation(asyncio.Protocol):
         self.server = server
         self.transport: asyncio.Transport | None = None
         self.buffer = bytearray()
+        self.unsaid = bytearray()  # replies go together where commands came together (RFC 2920, 3.2)
         self.scanned = 0
         self.in_content = False
         self.has_sender = self.has_recipient = False  # accepted in this transaction
@@ -168,6 +170,7 @@ class Conversation(asyncio.Protocol):
         self.server.open.add(self)
         self.session = Session(self.server.connections, encrypted=self.server.implicit_tls)
         self.answer("greeting", "220 test.example.org ESMTP")
+        self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -177,6 +180,7 @@ class Conversation(asyncio.Protocol):
         self.closed = True
 
     def hang_up(self) -> None:
+        self.flush()
         self.closed = True
         assert self.transport is not None
         self.transport.close()
@@ -189,7 +193,8 @@ class Conversation(asyncio.Protocol):
         """Read on until an answer has to wait, or nothing whole is left."""
         while not (self.busy or self.closed):
             if not (self.read_content() if self.in_content else self.read_command()):
-                return
+                break
+        self.flush()
 
     # Answers
 
@@ -210,6 +215,7 @@ class Conversation(asyncio.Protocol):
         while steps:
             step = steps.pop(0)
             if isinstance(step, float | int):
+                self.flush()
                 self.server.loop.call_later(step, self.perform, steps, usual, then)
                 return
             self.say(usual if step is None else step, then)
@@ -221,9 +227,14 @@ class Conversation(asyncio.Protocol):
             then(words)
         if words == DROP:
             self.hang_up()
-        elif not self.closed:
+        else:
+            self.unsaid += words if isinstance(words, bytes) else words.encode() + b"\r\n"
+
+    def flush(self) -> None:
+        if self.unsaid and not self.closed:
             assert self.transport is not None
-            self.transport.write(words if isinstance(words, bytes) else words.encode() + b"\r\n")
+            self.transport.write(bytes(self.unsaid))
+        self.unsaid.clear()
 
     # Commands
 
