@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.timesince import timeuntil
@@ -649,21 +649,3 @@ def _in_words(row: Delivery) -> str:
         return str(state.label)
     detail = row.get_reason_display() if state == State.SKIPPED else state.label
     return f"{TERMS[state]}: {detail}"
-
-
-def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
-    """Add to the admin's first page: the next date, and what is under way."""
-    busy = Issue.objects.filter(state__in=["sending", "paused", "needs_review"])
-    slot = Slot.objects.upcoming().exclude(state=Slot.State.HELD).first()
-    return {
-        **context,
-        "busy_issues": [(issue, issue.counts(), _change_url(issue)) for issue in busy[:5]],
-        "next_slot": slot,
-        "next_issue": Issue.objects.filter(slot=slot).first() if slot else None,
-        "now": timezone.now(),
-        "may_look_up": _may_look_up(request),
-    }
-
-
-def _change_url(issue: Issue) -> str:
-    return reverse("admin:newsletter_issue_change", args=[issue.pk])

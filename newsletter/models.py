@@ -160,6 +160,12 @@ class Issue(models.Model):
     due_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
+    count_clicks = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text=_("Links lead through this site, which counts clicks a link, never a reader."),
+    )
+
     # Fixed at freeze; the source of every copy from then on.
     source = models.JSONField(default=dict, blank=True, editable=False)
     source_sha256 = models.CharField(max_length=64, blank=True, editable=False)
@@ -706,3 +712,53 @@ class Heartbeat(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} {self.at:%Y-%m-%d %H:%M:%S}"
+
+
+class Waiver(models.Model):
+    """The author's word that a finding of preflight may stand, with his reason; kept with the issue for ever."""
+
+    issue = models.ForeignKey(Issue, on_delete=models.CASCADE, related_name="waivers")
+    check_id = models.CharField(max_length=60)
+    place = models.CharField(max_length=250, blank=True, help_text=_("What exactly was waived, such as a link"))
+    reason = models.TextField()
+    by = models.CharField(max_length=150)
+    at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        ordering = ["at"]
+        constraints = [
+            models.UniqueConstraint(fields=["issue", "check_id", "place"], name="one_waiver_a_finding"),
+            models.CheckConstraint(condition=~models.Q(reason=""), name="waiver_has_reason"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.check_id}: {self.reason}"
+
+
+class PreviewGroup(models.Model):
+    """Named people who get test mails of an issue before it goes."""
+
+    name = models.CharField(max_length=60, unique=True)
+    addresses = models.TextField(help_text=_("One address a line"))
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Link(models.Model):
+    """A link of an issue whose clicks are counted; its destination is fixed at freeze (ABU-13)."""
+
+    issue = models.ForeignKey(Issue, on_delete=models.CASCADE, related_name="links")
+    number = models.PositiveSmallIntegerField()
+    url = models.TextField()
+    clicks = models.PositiveIntegerField(default=0, db_default=0)
+
+    class Meta:
+        ordering = ["issue", "number"]
+        constraints = [models.UniqueConstraint(fields=["issue", "number"], name="one_link_a_number")]
+
+    def __str__(self) -> str:
+        return self.url

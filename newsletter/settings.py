@@ -271,7 +271,7 @@ UNFOLD = {
     "SITE_SYMBOL": "newspaper",
     "SITE_URL": "/",
     "SHOW_HISTORY": True,
-    "DASHBOARD_CALLBACK": "newsletter.admin.dashboard",
+    "DASHBOARD_CALLBACK": "newsletter.desk.dashboard",
     "SIDEBAR": {
         "show_search": False,
         "navigation": [

@@ -18,6 +18,7 @@ from django.core.validators import (
     validate_email,
 )
 from django.db import models, transaction
+from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.text import slugify
@@ -86,6 +87,7 @@ class Publication(models.Model):
         default="#0f6b5c",
         validators=[RegexValidator(r"^#[0-9a-fA-F]{6}\Z", _("Write the colour as #0f6b5c."))],
     )
+    logo = models.ImageField(upload_to="logo", blank=True, help_text=_("Stands at the head of every mail."))
     sender_name = models.CharField(max_length=100, blank=True, validators=[CONTROL_CHARACTERS])
     sender_address = models.EmailField(default="newsletter@example.com", validators=[validate_email])
     reply_to = models.EmailField(blank=True)
@@ -104,6 +106,8 @@ class Publication(models.Model):
         help_text=_("A slot missed by more than this is never sent late by itself."),
     )
     language = models.CharField(max_length=10, choices=search.LANGUAGES, default="en")
+    # When the author walked through the first-run guide; empty: the desk leads there.
+    set_up_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="one_publication")]
@@ -345,3 +349,34 @@ class FeaturedPost(models.Model):
 
     def __str__(self) -> str:
         return str(self.post)
+
+
+class Snippet(models.Model):
+    """A named piece of Markdown that the editor puts into a text."""
+
+    name = models.CharField(max_length=60, unique=True)
+    body = models.TextField(help_text=_("Markdown"))
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AuditEntry(models.Model):
+    """Who did what and when, for acts that others have to answer for; a trigger lets no row be changed or removed."""
+
+    at = models.DateTimeField(db_default=Now(), editable=False, db_index=True)
+    # A name and no key: it has to outlive the account. Empty: Masthead did it by itself.
+    actor = models.CharField(max_length=150, blank=True)
+    act = models.CharField(max_length=60, help_text=_("Such as issue.schedule"))
+    subject = models.CharField(max_length=250, blank=True)
+    detail = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering = ["-at", "-id"]
+        verbose_name_plural = _("audit log")
+
+    def __str__(self) -> str:
+        return f"{self.act} {self.subject}"
