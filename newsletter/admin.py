@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from csp.constants import NONE, SELF, UNSAFE_INLINE
@@ -15,34 +12,28 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.core.validators import validate_email
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
 from django.urls import URLPattern, path
-from django.utils import timezone
 from django.utils.decorators import method_decorator
-from django.utils.timesince import timeuntil
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 from django.views.decorators.clickjacking import xframe_options_sameorigin
 from django.views.decorators.http import require_POST, require_safe
 from unfold.admin import ModelAdmin, TabularInline
 
-from newsletter import delivery, message, reconciliation, rendering, sweeper, tasks
-from newsletter.models import Counts, Delivery, DeliveryEvent, Group, Issue, IssuePost, Lease, Slot
-from newsletter.replies import Class
+from newsletter import delivery, history, message, reconciliation, rendering, sweeper, tasks
+from newsletter.models import Delivery, DeliveryEvent, Issue, IssuePost, Slot
+from newsletter.progress import Progress
 from posts.admin import MarkdownEditor
 from posts.models import Publication
-from subscribers import addresses, instance
+from subscribers import instance
 from subscribers.admin import ReadOnly
-from subscribers.models import Subscriber, Suppression
+from subscribers.models import Subscriber
 
 SLOTS_SHOWN = 8
 UNKNOWN_A_PAGE = 100
-ALIKE_SHOWN = 20
-COPIES_SHOWN = 200
-State = Delivery.State
 # The preview is a mail: its styles are inline, and nothing in it may run.
 PREVIEW_POLICY = {
     "default-src": [NONE],
@@ -374,125 +365,6 @@ def _desk(issue: Issue) -> dict[str, Any]:
     }
 
 
-# What became of copies that were answered, and which answers the page lists.
-BECAME = {
-    State.DEFERRED: _("put off"),
-    State.REJECTED: _("rejected"),
-    State.EXPIRED: _("given up"),
-    State.FAILED: _("could not be made"),
-    State.UNCERTAIN: _("unknown, looked into"),
-    State.UNCERTAIN_FINAL: _("unknown"),
-}
-# What an answer is about, in the words of one who has never read an RFC.
-ABOUT = {
-    Class.HARD_ADDRESS: _("there is no such mailbox"),
-    Class.SOFT_ADDRESS: _("the mailbox is full or out of reach for now"),
-    Class.SENDER_FAULT: _("about the sender or what was written, not the reader"),
-    Class.CONTENT_SIZE: _("the mail is too large"),
-    Class.RATE: _("asked for a slower pace"),
-    Class.QUOTA: _("the account's allowance is used up"),
-    Class.UNKNOWN: _("no reason that is known here"),
-}
-UNDER_WAY = {Issue.State.FROZEN, Issue.State.SENDING, Issue.State.PAUSED}
-SETTLED = {State.ACCEPTED, *Delivery.FAILURES, *Delivery.UNKNOWN}
-MINUTE = dt.timedelta(minutes=1)
-
-
-@dataclass(frozen=True)
-class Answered:
-    """So many copies got this kind of answer; `example` is one of the answers, word for word."""
-
-    count: int
-    became: Any
-    about: Any
-    example: str
-
-
-class Progress:
-    """What is to be seen of an issue at one moment; counted in one scan of its copies."""
-
-    def __init__(self, issue: Issue) -> None:
-        self.issue = issue
-        self.now = timezone.now()
-        self.groups = issue.deliveries.groups()
-        self.counts = Counts.of_groups(self.groups)
-
-    @property
-    def is_live(self) -> bool:
-        """Whether anything may still change by itself."""
-        return self.issue.state in UNDER_WAY or bool(self.counts.open or self.counts.of([State.UNCERTAIN]))
-
-    @property
-    def clock(self) -> str:
-        return f"{self.now.astimezone(Publication.current().zone):%H:%M:%S}"
-
-    @property
-    def summary(self) -> str:
-        """Return what a screen reader says when it changes: seldom, so in steps of ten per cent."""
-        steps = self.counts.percent // 10 * 10
-        return str(_("%(state)s, %(percent)s %% done") % {"state": self.issue.get_state_display(), "percent": steps})
-
-    @property
-    def pace(self) -> int:
-        """Return how many copies were settled within the last minute; while it is younger, as if it went on so."""
-        lately = sum(group.lately for group in self.groups if group.state in SETTLED)
-        age = self.now - (self.issue.started_at or self.now)
-        return round(lately * MINUTE / max(min(age, MINUTE), dt.timedelta(seconds=1)))
-
-    @property
-    def average(self) -> int:
-        """Return how many copies were settled a minute since it began."""
-        age = (self.issue.completed_at or self.now) - (self.issue.started_at or self.now)
-        return round(self.counts.of(SETTLED) * MINUTE / max(age, dt.timedelta(seconds=1)))
-
-    @property
-    def left(self) -> str:
-        """Return about how long it takes at the present pace, rounded up; empty where nothing goes."""
-        pace = self.pace if self.issue.state == Issue.State.SENDING else 0
-        minutes = -(-self.counts.open // pace) if pace else 0
-        return timeuntil(self.now + minutes * MINUTE, self.now) if minutes else ""
-
-    @property
-    def retries(self) -> int:
-        return sum(group.waiting for group in self._waiting)
-
-    @property
-    def next_try(self) -> dt.datetime | None:
-        """Return when the first of those that wait is tried again; None where it is due now."""
-        first = min((group.next_at for group in self._waiting if group.next_at), default=None)
-        return first if first and first > self.now else None
-
-    @property
-    def _waiting(self) -> list[Group]:
-        return [group for group in self.groups if group.state in (State.DEFERRED, State.PENDING)]
-
-    @cached_property
-    def answered(self) -> list[Answered]:
-        """Return the answers by kind, the most frequent first."""
-        told = sorted((group for group in self.groups if group.state in BECAME), key=lambda group: -group.count)
-        examples = Delivery.objects.in_bulk([group.example for group in told])
-        return [
-            Answered(
-                group.count, BECAME[State(group.state)], _about(group.reply_class), _words(examples.get(group.example))
-            )
-            for group in told
-        ]
-
-    @cached_property
-    def workers(self) -> list[Lease]:
-        """Return who is at work on the issue now, by the database's clock."""
-        return list(self.issue.leases.filter(ended_at=None, expires_at__gt=Now()).order_by("started_at"))
-
-
-def _about(reply_class: str) -> Any:
-    return ABOUT.get(Class(reply_class), "") if reply_class in set(Class) else ""
-
-
-def _words(row: Delivery | None) -> str:
-    """Return what the relay said last of a copy, with its code."""
-    return f"{row.smtp_code or ''} {row.reply_text}".strip() if row else ""
-
-
 class DeliveryEventInline(ReadOnly, TabularInline):
     model = DeliveryEvent
     fields = ["at", "kind", "provider_id", "detail"]
@@ -539,8 +411,8 @@ class DeliveryAdmin(ReadOnly, ModelAdmin):
         words = search_term.strip().lower()
         if not words:
             return queryset, False
-        readers = [reader.pk for reader in _alike(words)]
-        return queryset.filter(Q(address_key=_key(words) or words) | Q(subscriber__in=readers)), False
+        readers = [reader.pk for reader in history.alike(words)]
+        return queryset.filter(Q(address_key=history.key_of(words) or words) | Q(subscriber__in=readers)), False
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.history)
@@ -552,7 +424,7 @@ class DeliveryAdmin(ReadOnly, ModelAdmin):
         if not _may_look_up(request):
             raise PermissionDenied
         words = request.GET.get("q", "").strip()
-        found = _look_up(words) if words else {}
+        found = history.look_up(words) if words else {}
         context = {**self.admin_site.each_context(request), "title": _("What happened to …"), "q": words, **found}
         return render(request, f"{TEMPLATES}/delivery_history.html", context)
 
@@ -567,85 +439,3 @@ class DeliveryEventAdmin(ReadOnly, ModelAdmin):
 
 def _may_look_up(request: HttpRequest) -> bool:
     return request.user.has_perms(["newsletter.view_delivery", "subscribers.view_subscriber"])
-
-
-def _key(words: str) -> str:
-    """Return the canonical form of an address, or nothing where it is none."""
-    try:
-        return addresses.canonical(words)
-    except addresses.InvalidAddress:
-        return ""
-
-
-def _alike(words: str) -> list[Subscriber]:
-    return list(Subscriber.objects.filter(key__startswith=words.lower()).order_by("key")[: ALIKE_SHOWN + 1])
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A row of the ledger, and what became of it in words."""
-
-    row: Delivery
-    words: str
-
-    def is_of(self, reader: Subscriber) -> bool:
-        return self.row.subscriber_id == reader.pk
-
-
-@dataclass(frozen=True)
-class History:
-    """One reader's copies, newest issue first; the reader is None where only an address is known."""
-
-    reader: Subscriber | None
-    suppression: Suppression | None
-    copies: list[Copy]
-
-
-TERMS = {
-    State.SKIPPED: _("Skipped"),
-    **dict.fromkeys(Delivery.FAILURES, _("Failed")),
-    **dict.fromkeys(Delivery.OPEN, _("Open")),
-}
-
-
-def _look_up(words: str) -> dict[str, Any]:
-    """Return the histories of those who have the address or had it, or the readers among whom to choose."""
-    key = _key(words)
-    mailed = set(Delivery.objects.filter(address_key=key).values_list("subscriber_id", flat=True)) if key else set()
-    readers = list(Subscriber.objects.filter(Q(key=key) | Q(pk__in=mailed)).order_by("pk")) if key else []
-    alike = [] if readers or mailed else _alike(words)
-    if len(alike) > 1:
-        return {"alike": alike[:ALIKE_SHOWN], "more_alike": len(alike) > ALIKE_SHOWN}
-    return {"histories": _histories(readers or alike, key)}
-
-
-def _histories(readers: list[Subscriber], key: str) -> list[History]:
-    """Put together what is known of these readers, and of the address where it is nobody's."""
-    hashes = {reader.pk: bytes(reader.address_hash) for reader in readers}
-    stray = addresses.keyed_hash(key) if key else b""
-    known = Suppression.objects.filter(address_hash__in=[*hashes.values(), stray])
-    suppressions = {bytes(suppression.address_hash): suppression for suppression in known}
-    copies = _copies(list(hashes), key)
-    found = [
-        History(reader, suppressions.get(hashes[reader.pk]), [copy for copy in copies if copy.is_of(reader)])
-        for reader in readers
-    ]
-    rest = [copy for copy in copies if copy.row.subscriber_id not in hashes]
-    nobodys = None if stray in hashes.values() else suppressions.get(stray)
-    return found + ([History(None, nobodys, rest)] if rest or nobodys else [])
-
-
-def _copies(readers: list[int], key: str) -> list[Copy]:
-    """Return the copies that went to these readers or to the address, newest issue first."""
-    whose = Q(subscriber__in=readers) | (Q(address_key=key) if key else Q(subscriber__in=[]))
-    rows = Delivery.objects.filter(whose).select_related("issue").defer("issue__source").prefetch_related("events")
-    return [Copy(row, _in_words(row)) for row in rows.order_by("-issue_id", "-pk")[:COPIES_SHOWN]]
-
-
-def _in_words(row: Delivery) -> str:
-    """Say what became of a copy in the words of the equation, and how."""
-    state = State(row.state)
-    if state in Delivery.UNKNOWN or state == State.ACCEPTED:
-        return str(state.label)
-    detail = row.get_reason_display() if state == State.SKIPPED else state.label
-    return f"{TERMS[state]}: {detail}"
