@@ -72,6 +72,7 @@ INSTALLED_APPS = [
     "csp",
     "markdownx",
     "anymail",
+    "simple_history",
     "posts",
     "subscribers",
     "newsletter",
@@ -86,6 +87,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "simple_history.middleware.HistoryRequestMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "newsletter.urls"

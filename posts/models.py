@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import json
 import zoneinfo
 from typing import Any
 
@@ -23,6 +25,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.text import slugify
 from django.utils.translation import gettext_lazy as _
+from simple_history.models import HistoricalRecords
 
 from posts import markdown, search, theme
 
@@ -34,6 +37,8 @@ CONTROL_CHARACTERS = RegexValidator(
 
 
 PREVIEW_DAYS = 14
+AUTOSAVED = "kept while typing"
+REVISION_MINUTES = 10
 
 
 def preview_signer() -> TimestampSigner:
@@ -170,8 +175,12 @@ class Tag(models.Model):
 
 class PostQuerySet(models.QuerySet["Post"]):
     def published(self) -> PostQuerySet:
-        """Posts that the web may show to someone who has their address: public and unlisted."""
-        return self.filter(status=Post.Status.PUBLISHED, published_at__lte=timezone.now()).exclude(
+        """Posts that the web may show to someone who has their address: public and unlisted.
+
+        A scheduled post appears at its instant; that its status follows is beat's work, and may come later.
+        """
+        shown = [Post.Status.PUBLISHED, Post.Status.SCHEDULED]
+        return self.filter(status__in=shown, published_at__lte=timezone.now()).exclude(
             visibility=Post.Visibility.EMAIL_ONLY
         )
 
@@ -204,6 +213,10 @@ class Post(models.Model):
         Status.PUBLISHED: {Status.WITHDRAWN},
         Status.WITHDRAWN: {Status.PUBLISHED},
     }
+    # What the author types; a revision brings these back, and nothing that says where and when the post is shown.
+    TEXTS = ("title", "subtitle", "body", "excerpt", "meta_description", "cover_alt")
+    # What the editor's form holds: a change of any of these behind its back is a conflict.
+    FORM_FIELDS = (*TEXTS, "slug", "cover", "canonical_url", "status", "visibility", "ready")
 
     title = models.CharField(max_length=200)
     subtitle = models.CharField(max_length=300, blank=True)
@@ -235,6 +248,10 @@ class Post(models.Model):
     search = models.GeneratedField(expression=search.post_vector(), output_field=SearchVectorField(), db_persist=True)
 
     objects = PostQuerySet.as_manager()
+    history = HistoricalRecords(
+        excluded_fields=["search", "body_html", "body_text", "derived_excerpt", "reading_minutes"],
+        cascade_delete_history=True,
+    )
 
     class Meta:
         ordering = ["-published_at", "-id"]
@@ -272,9 +289,30 @@ class Post(models.Model):
         return cls.objects.get(pk=preview_signer().unsign(token, max_age=dt.timedelta(days=PREVIEW_DAYS)))
 
     @property
+    def preview_until(self) -> dt.datetime:
+        """Return until when an address that `preview_url` makes now is answered."""
+        return timezone.now() + dt.timedelta(days=PREVIEW_DAYS)
+
+    @property
     def summary(self) -> str:
         """Return the excerpt, given or derived from the text."""
         return self.excerpt or self.derived_excerpt
+
+    @property
+    def version(self) -> str:
+        """Return a fingerprint of what the editor's form holds: another one means that somebody changed it meanwhile.
+
+        Made of the content and not of a date, so it also sees what was changed by an UPDATE around `save`.
+        """
+        values = [str(getattr(self, name)) for name in self.FORM_FIELDS]
+        values.append(str(self.published_at.timestamp()) if self.published_at else "")
+        tags = sorted(self.tags.values_list("pk", flat=True)) if self.pk else []
+        return hashlib.sha256(json.dumps([values, tags]).encode()).hexdigest()[:32]
+
+    @property
+    def is_kept_as_typed(self) -> bool:
+        """Tell whether what is typed may be kept at once: nobody sees the post, and no issue is promised it."""
+        return self.status == self.Status.DRAFT and not self.ready
 
     def can_move(self, status: str) -> bool:
         return status in self.MOVES[self.Status(self.status)]
@@ -284,6 +322,41 @@ class Post(models.Model):
         self.status = self.Status.PUBLISHED
         self.published_at = at or self.published_at or timezone.now()
         self.save()
+
+    def keep_typed(self, texts: dict[str, str]) -> None:
+        """Keep what is typed into a draft; its revision grows for a while, so that a day makes dozens and not hundreds.
+
+        Raises ValidationError on texts that can't be kept.
+        """
+        if self.slug in self._derived_slugs() and not self.published_at:
+            self.slug = ""  # a title is typed letter by letter: its address follows
+        for name, text in texts.items():
+            setattr(self, name, text)
+        self.full_clean(exclude=["slug"] if not self.slug else [])
+        self._change_reason = AUTOSAVED
+        with transaction.atomic():
+            self._forget_last_typed()
+            self.save()
+
+    def restore(self, revision: Any, *, reason: str) -> None:
+        """Bring back the texts of a revision, as a new one: nothing is lost, and nothing becomes public by it."""
+        for name in self.TEXTS:
+            setattr(self, name, getattr(revision, name))
+        self._change_reason = reason
+        self.save()
+
+    def _derived_slugs(self) -> set[str]:
+        """Return the addresses that the post may have been given by its title alone."""
+        base = slugify(self.title)[:190] or "post"
+        return {base, *(f"{base}-{n}" for n in range(2, 10))}
+
+    def _forget_last_typed(self) -> None:
+        """Drop the newest revision where it was kept by itself in the same ten minutes: the next takes its place."""
+        now = timezone.now()
+        since = now - dt.timedelta(minutes=now.minute % REVISION_MINUTES, seconds=now.second)
+        last = self.history.first() if self.pk else None
+        if last and last.history_change_reason == AUTOSAVED and last.history_date >= since:
+            last.delete()
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Derive HTML, text and reading time; keep a changed address of a published post as a redirect."""
@@ -296,7 +369,9 @@ class Post(models.Model):
             super().save(*args, **kwargs)
 
     def clean(self) -> None:
-        if self.status in (self.Status.SCHEDULED, self.Status.PUBLISHED) and not self.published_at:
+        if self.status == self.Status.SCHEDULED and not self.published_at:
+            raise ValidationError({"published_at": _("Say when it goes on the web: a scheduled post needs a date.")})
+        if self.status == self.Status.PUBLISHED and not self.published_at:
             self.published_at = timezone.now()
         self._check_body()
         if self.cover and not self.cover_alt:
