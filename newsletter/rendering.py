@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import textwrap
+from collections.abc import Iterable
 from email.utils import format_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from django.utils.translation import gettext as _
 from newsletter import message
 from newsletter.models import Issue, IssuePost
 from posts import markdown
-from posts.models import Publication
+from posts.models import Post, Publication
 from subscribers.models import Subscriber
 
 VIEW_SALT = "newsletter.view-in-browser"
@@ -31,13 +32,15 @@ SIZE_BLOCK = 100_000
 INLINER = css_inline.CSSInliner(keep_at_rules=True, keep_style_tags=False, load_remote_stylesheets=False)
 
 
-def render_issue(issue: Issue, *, date: dt.datetime | None = None) -> dict[str, Any]:
+def render_issue(
+    issue: Issue, *, date: dt.datetime | None = None, items: Iterable[IssuePost] | None = None
+) -> dict[str, Any]:
     """Return the JSON-able source of an issue; every copy of it, and the page “view in browser”, is made of this.
 
     Raises ValueError where the publication's sender or reply-to is not one address, or a text can't be rendered.
     """
     holes = message.Holes(issue.pk)
-    context = _context(issue, holes)
+    context = _context(issue, holes, issue.issue_posts.select_related("post") if items is None else items)
     return {
         **_identity(issue, context["publication"]),
         "date": format_datetime((date or timezone.now()).astimezone(dt.UTC)),
@@ -56,6 +59,13 @@ def preview_html(issue: Issue, subscriber: Subscriber | None = None) -> str:
 def preview_text(issue: Issue, subscriber: Subscriber | None = None) -> str:
     """Return the text part as `subscriber`, or a reader without a name, would get it."""
     return message.Template(_source(issue)).text(_values(issue, subscriber))
+
+
+def preview_post(post: Post) -> tuple[str, int]:
+    """Return the HTML part of a mail that holds `post` alone, saved or not, and its size as `size_bytes` has it."""
+    issue = Issue(pk=0, subject=post.title)
+    source = render_issue(issue, items=[IssuePost(issue=issue, post=post, mode=IssuePost.Mode.FULL)])
+    return message.Template(source).html(_values(issue, None)), message.size_of_html(source)
 
 
 def size_bytes(issue: Issue) -> int:
@@ -118,7 +128,7 @@ def _identity(issue: Issue, publication: Publication) -> dict[str, Any]:
     }
 
 
-def _context(issue: Issue, holes: message.Holes) -> dict[str, Any]:
+def _context(issue: Issue, holes: message.Holes, items: Iterable[IssuePost]) -> dict[str, Any]:
     publication = Publication.current()
     introduction = holes.replace(issue.introduction)
     return {
@@ -128,7 +138,7 @@ def _context(issue: Issue, holes: message.Holes) -> dict[str, Any]:
         "preheader": holes.replace(issue.preheader),
         "introduction_html": markdown.render(introduction, target="email", prefix="intro-"),
         "introduction_text": markdown.render_text(introduction),
-        "items": [_item(item) for item in issue.issue_posts.select_related("post")],
+        "items": [_item(item) for item in items],
         "site_url": settings.SITE_URL,
         "web_url": view_url(issue),
         "unsubscribe_url": holes.mark("unsubscribe_url"),
