@@ -181,6 +181,8 @@ EMAIL_TIMEOUT = 30
 ANYMAIL = env.json("ANYMAIL", {})
 # Where bounces come home; empty: the sender's address is the envelope sender.
 BOUNCE_DOMAIN = env.str("BOUNCE_DOMAIN", "")
+# What the relay signs with, so that the doctor can look: a selector of the sender's domain, or the record's whole name.
+DKIM_SELECTOR = env.str("DKIM_SELECTOR", "")
 # Addresses in .test and example.* may join: for demo and tests only.
 ALLOW_TEST_ADDRESSES = env.bool("ALLOW_TEST_ADDRESSES", False)
 
