@@ -154,6 +154,11 @@ class Tls:
         self._session = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self.ready = False
 
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """Return the other side's certificate, verified, as ssl describes it."""
+        return dict(self._session.getpeercert() or {})
+
     def shake_hands(self) -> None:
         """Go on with the handshake as far as the data read allow. Raises ssl.SSLError."""
         try:
@@ -244,6 +249,16 @@ class Connection(asyncio.Protocol):
         """Tell whether another message may begin here when the present one is through."""
         return not self._lost and self._count < self._account.messages_per_connection
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """Return the keywords of the relay's last EHLO, which under STARTTLS is the one after it."""
+        return frozenset(self._extensions)
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """Return the relay's certificate as ssl describes it, nothing without TLS."""
+        return self._tls.certificate if self._tls else {}
+
     def begin(self, sender: str, recipient: str, size: int) -> None:
         """Write MAIL, RCPT and DATA at once where the relay allows it (RFC 2920), else MAIL alone."""
         if self._stage != "idle" or self._dot or self._expected:
@@ -301,6 +316,7 @@ class Connection(asyncio.Protocol):
         if self._stage != "whole":
             raise RuntimeError("write_dot() before the whole content was sent")
         self._stage = "idle"
+        self._answers.clear()  # the last one's to the dot among them
         if not self._may_write_dot():
             self._dot = "withheld"
             return False
@@ -367,7 +383,7 @@ class Connection(asyncio.Protocol):
             self._fail(str(error))
             return 0
 
-    def listen(self, heard: Heard) -> asyncio.Future[Any]:
+    def listen(self, heard: Heard | None) -> asyncio.Future[Any]:
         """Return a future that ends when answered() can return or raise at once.
 
         But where the dot is granted and the next message is begun, as usual, `heard` is called with the reply and that
@@ -712,7 +728,7 @@ class Connection(asyncio.Protocol):
         Read line by line they cost more than sending the message they are about.
         """
         line, _end, rest = data.partition(b"\n")
-        if rest != self._granting or self._partial or tuple(self._expected) != ROUND:
+        if rest != self._granting or self._partial or self._lines or tuple(self._expected) != ROUND:
             return False
         answer, last = reply_line(line)
         if not last or not answer.granted:

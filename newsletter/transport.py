@@ -178,7 +178,7 @@ class SmtpLink:
         self._begun = then if begun else None
 
     def listen(self, heard: smtp.Heard) -> asyncio.Future[Any]:
-        return self.connection.listen(heard)
+        return self.connection.listen(heard if self.connection.writes_whole else None)
 
     async def answered(self) -> Reply:
         return await self.connection.answered()

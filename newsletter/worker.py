@@ -281,7 +281,8 @@ class Worker:
                     link = await self.relink(link, piece.copy)
                 if link is None:
                     break
-                piece, done = await self.hand_over(link, piece, done)
+                passed, done = done, None  # it is the turn's until that returns
+                piece, done = await self.hand_over(link, piece, passed)
         finally:
             self.gate.open -= 1
             await self.write_down(done)
@@ -347,6 +348,17 @@ class Worker:
         self, link: transport.Link, piece: Piece, done: Outcome | None
     ) -> tuple[Piece | None, Outcome | None]:
         """Take one copy to its end; return the one that follows, and the acceptance that is not written down yet."""
+        turn = Turn(self, piece, done)
+        try:
+            return await self.take_turn(link, turn)
+        except BaseException:  # ended, or a defect: what was taken is written down, what was not begun given back
+            self.ready.extendleft([turn.following.copy] if turn.following else [])
+            await self.write_down(turn.done)
+            raise
+
+    async def take_turn(self, link: transport.Link, turn: Turn) -> tuple[Piece | None, Outcome | None]:
+        """Go on from copy to copy as long as the answers are the usual ones."""
+        piece, done = turn.piece, turn.done
         try:
             await link.prepare(piece.letter)
         except TransportError as error:
@@ -355,7 +367,6 @@ class Worker:
                 await self.write_down(done)
                 done = None
             return await self.next_piece(), done
-        turn = Turn(self, piece, done)
         asked = self.gate.ask(piece.copy, done)
         turn.following = self.follower()  # made while the commit is under way
         while True:
@@ -368,6 +379,7 @@ class Worker:
                 return None, None
             if turn.sent:
                 return await self.end_turn(link, turn)
+            turn.done = None  # it is written down
             if began is None or boot_time() - began > self.intent_ttl:
                 link.abort()
                 await self.give_up_intent(turn.piece.copy, refused=began is None)
@@ -388,11 +400,12 @@ class Worker:
         except TransportError as error:
             await self.fail(turn.piece, error)
             return await self.next_piece(turn.following), None
-        done: Outcome | None = self.accept(turn.piece.copy, reply)
+        turn.done = self.accept(turn.piece.copy, reply)
         if not turn.following and self.has_to_wait():
-            await self.write_down(done)
-            done = None
-        return await self.next_piece(turn.following), done
+            await self.write_down(turn.done)
+            turn.done = None
+        following, turn.following = turn.following, None
+        return await self.next_piece(following), turn.done
 
     def accept(self, copy: Copy, reply: Reply) -> Outcome:
         self.breaker.accepted()
@@ -476,10 +489,10 @@ class Turn:
         worker, piece = self.worker, self.following
         if piece is None or not worker.may_begin():
             return False
+        following = worker.follower()  # a defect in this one leaves the turn as it is
         self.done = worker.accept(self.piece.copy, reply)
-        self.piece, self.following, self.sent = piece, None, False
+        self.piece, self.following, self.sent = piece, following, False
         worker.gate.join(piece.copy, self.done, waiter)
-        self.following = worker.follower()
         return True
 
 

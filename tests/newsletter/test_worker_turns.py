@@ -12,7 +12,7 @@ import pytest
 
 from newsletter import delivery, transport
 from newsletter.models import Delivery, Issue
-from newsletter.replies import Refused, Reply, Uncertain
+from newsletter.replies import Refused, Reply
 from newsletter.smtp import Account, Connection
 from newsletter.worker import Worker
 from tests.factories import make_issue, make_readers
@@ -51,14 +51,12 @@ def shown_as_sent(issue: Issue) -> Counter[str]:
     return Counter(issue.deliveries.filter(state=State.ACCEPTED).values_list("address", flat=True))
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a copy's dot is written before its content under TLS")
 def test_copies_follow_each_other_under_tls(secured: SmtpServer) -> None:
     issue = sending(20)
     delivery.send_due(issue.pk)
     assert (len(secured.recipients), shown_as_sent(issue)) == (20, secured.recipients)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the last copy's 250 is taken for that of the next")
 def test_a_withheld_dot_is_not_answered_by_the_copy_before(
     secured: SmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +76,6 @@ def test_a_withheld_dot_is_not_answered_by_the_copy_before(
     assert shown_as_sent(issue) == secured.recipients
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the acceptance that a Turn holds is forgotten")
 def test_what_was_taken_is_written_down_though_a_commit_broke_off(relay: SmtpServer) -> None:
     issue = sending(20)
     worker = Worker(issue)
@@ -100,7 +97,6 @@ def take_over(reply: Reply, waiter: asyncio.Future[Any]) -> bool:
     return True
 
 
-@pytest.mark.xfail(strict=True, raises=Uncertain, reason="the first line is kept for the next reply that is not usual")
 def test_a_reply_whose_first_line_comes_alone_leaves_nothing_behind(relay: SmtpServer) -> None:
     said: dict[str, Answer] = {
         "reader3@example.org": [b"250-Queued\r\n", 0.05, b"250 2.0.0 as three\r\n"],
