@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from uuid import UUID
 
 from django.conf import settings
 from django.core import signing
@@ -33,6 +34,11 @@ def read(token: str, *, purpose: str, max_age: dt.timedelta | None = None) -> tu
 def hash_token(token: str) -> bytes:
     """Return the SHA-256 that is kept of a one-time key."""
     return hashlib.sha256(token.encode()).digest()
+
+
+def probe_id() -> UUID:
+    """Return an unsubscribe address that is no reader's: a POST there shows that this site hears the button."""
+    return UUID(bytes=salted_hmac("subscribers.probe", settings.SITE_URL, algorithm="sha256").digest()[:16], version=4)
 
 
 def form_token(form: str, *, day: dt.date | None = None) -> str:

@@ -179,6 +179,8 @@ def never(request: HttpRequest, token: str) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "OPTIONS", "POST"])
 def unsubscribe(request: HttpRequest, unsubscribe_id: UUID) -> HttpResponse:
     """One-click unsubscribe (RFC 8058): POST leaves and answers 200 without a redirect; GET shows the button."""
+    if request.method == "POST" and unsubscribe_id == tokens.probe_id():  # the doctor, who is no reader
+        return private(HttpResponse(_("This address works.") + "\n", content_type="text/plain; charset=utf-8"))
     subscriber = get_object_or_404(Subscriber, unsubscribe_id=unsubscribe_id)
     if request.method != "POST":
         return private(render(request, "subscribers/unsubscribe.html", {"subscriber": subscriber}))
