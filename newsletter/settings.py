@@ -309,6 +309,12 @@ UNFOLD = {
                     _menu("Publication", "newspaper", "posts_publication"),
                     _menu("Redirects", "alt_route", "posts_redirect"),
                     _menu("People", "manage_accounts", "auth_user"),
+                    {
+                        "title": "Doctor",
+                        "icon": "stethoscope",
+                        "link": reverse_lazy("doctor"),
+                        "permission": "newsletter.doctor_views.may_ask",
+                    },
                 ],
             },
         ],
