@@ -110,6 +110,11 @@ def tell_unreachable(issue: Issue, error: str) -> None:
     alert("unreachable", {**about(issue), "error": error}, once=f"unreachable:{issue.pk}:{error[:60]}")
 
 
+def tell_before_sending(issue: Issue, found: list[str]) -> None:
+    """Tell, once an issue and instant, what was found of an issue that is about to go."""
+    alert("preflight", {**about(issue), "found": found}, once=f"preflight:{issue.pk}:{issue.due_at}")
+
+
 def tell_of_wrong_clock() -> None:
     """Tell, once a day and machine, that this machine's clock and the database's differ by more than CLOCK_SECONDS.
 

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from newsletter import alarms, delivery, reconciliation, schedule
+from newsletter import alarms, delivery, preflight, reconciliation, schedule
 from newsletter.models import Heartbeat, Issue, Slot
 from posts.models import Post, Publication
 from subscribers import emails, instance
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SLOTS_AHEAD = 8
 SWEEP = "sweep"
+LOOK_AGAIN = dt.timedelta(hours=1)  # before an issue goes
 
 END_LEASES = """
 UPDATE newsletter_lease SET ended_at = now()
@@ -253,6 +254,22 @@ def _miss(issue: Issue) -> None:
     alarms.alert("missed", context, once=once)
 
 
+def look_before_sending() -> None:
+    """Ask the links again of what goes within the hour, and tell the author what is dead or blocks it; once a date.
+
+    It asks the network for up to linkcheck.ALL_SECONDS, so it comes after all that others wait for.
+    """
+    soon = Issue.objects.filter(state=Issue.State.SCHEDULED, due_at__gt=Now(), due_at__lte=Now() + LOOK_AGAIN)
+    for issue in soon:
+        assert issue.due_at is not None
+        duty = f"preflight:{issue.pk}"
+        if Heartbeat.objects.filter(name=duty, at__gt=issue.due_at - LOOK_AGAIN).exists():
+            continue
+        if found := preflight.last_look(issue):
+            alarms.tell_before_sending(issue, found)
+        Heartbeat.objects.update_or_create(name=duty, defaults={"at": Now()})
+
+
 STEPS = (
     end_leases,
     find_left_behind,
@@ -263,4 +280,5 @@ STEPS = (
     alarms.look,
     send_mail,
     settle_unknown,
+    look_before_sending,
 )
