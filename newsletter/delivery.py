@@ -18,7 +18,7 @@ from django.db import connection, models, transaction
 from django.db.models.functions import Greatest, Now
 from django.utils.translation import gettext as _
 
-from newsletter import alarms, message, rendering, transport
+from newsletter import alarms, clicks, message, rendering, transport
 from newsletter.models import Delivery, Frontier, Issue, Slot
 from newsletter.replies import TransportError
 from newsletter.worker import Worker
@@ -72,7 +72,7 @@ def freeze(issue_id: int) -> bool:
             return False
         _publish_posts(issue)
         now = _database_now()
-        issue.source = rendering.render_issue(issue, date=now)
+        issue.source = clicks.lead_through(issue, rendering.render_issue(issue, date=now))
         issue.source_sha256 = message.source_sha256(issue.source)
         issue.candidates, issue.planned, issue.excluded = _plan(issue.pk)
         Frontier.objects.create(issue=issue)

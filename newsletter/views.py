@@ -4,13 +4,14 @@ from csp.constants import NONE, SELF, UNSAFE_INLINE
 from csp.decorators import csp
 from django.core import signing
 from django.core.paginator import Paginator
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_safe
 
-from newsletter import rendering
+from newsletter import clicks, rendering
 from newsletter.models import Issue
 from posts.models import Post
+from subscribers.views import client_ip
 
 ISSUES_A_PAGE = 30
 # A mail brings its styles along; nothing else may load, and no script runs.
@@ -47,7 +48,22 @@ def view_in_browser(request: HttpRequest, token: str) -> HttpResponse:
     except signing.BadSignature as error:
         raise Http404 from error
     found = get_object_or_404(Issue, pk=issue_id, prepared_at__isnull=False)
-    response = HttpResponse(rendering.web_html(found))
+    response = HttpResponse(clicks.lead_straight(found, rendering.web_html(found)))
     response["X-Robots-Tag"] = "noindex"
     response["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@require_safe
+def click(request: HttpRequest, token: str) -> HttpResponse:
+    """Lead on to where a link of a mail leads, and count that it was followed; it says nothing of who did."""
+    link = clicks.find(token)
+    if link is None:
+        raise Http404
+    if request.method == "GET":
+        clicks.count(link, request.headers, ip=client_ip(request))
+    response = HttpResponseRedirect(link.url)
+    response["Referrer-Policy"] = "no-referrer"
+    response["Cache-Control"] = "no-store"
+    response["X-Robots-Tag"] = "noindex, nofollow"
     return response
