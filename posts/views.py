@@ -131,6 +131,8 @@ def media(request: HttpRequest, path: str) -> HttpResponseBase:
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Send readers of an old address on; say 410 of what was withdrawn and 404 of the rest."""
+    if "\0" in request.path:  # PostgreSQL can't be asked for it
+        return render(request, "404.html", status=404)
     if Post.objects.filter(status=Post.Status.WITHDRAWN).filter(at_address(request.path)).exists():
         return render(request, "410.html", status=410)
     moved = Post.objects.published().filter(redirects__path__in=spellings(request.path)).first()
