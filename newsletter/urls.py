@@ -4,12 +4,14 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 
-from newsletter import doctor_views, health
+from newsletter import doctor_views, guide, health
 
 urlpatterns = [
     path("healthz/", health.healthz, name="healthz"),
     path(f"{settings.ADMIN_PATH}/markdown/", include("posts.admin_urls")),
     path(f"{settings.ADMIN_PATH}/doctor/", admin.site.admin_view(doctor_views.page), name="doctor"),
+    path(f"{settings.ADMIN_PATH}/guide/", admin.site.admin_view(guide.guide), name="guide"),
+    path(f"{settings.ADMIN_PATH}/guide/<slug:step>/", admin.site.admin_view(guide.guide), name="guide_step"),
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),
     path("", include("subscribers.urls")),
     path("", include("newsletter.issue_urls")),
