@@ -4,10 +4,11 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 
-from newsletter import doctor_views, guide, health
+from newsletter import doctor_views, guide, health, post_mail
 
 urlpatterns = [
     path("healthz/", health.healthz, name="healthz"),
+    path(f"{settings.ADMIN_PATH}/markdown/mail/", post_mail.preview, name="post_mail"),
     path(f"{settings.ADMIN_PATH}/markdown/", include("posts.admin_urls")),
     path(f"{settings.ADMIN_PATH}/doctor/", admin.site.admin_view(doctor_views.page), name="doctor"),
     path(f"{settings.ADMIN_PATH}/guide/", admin.site.admin_view(guide.guide), name="guide"),

@@ -1,37 +1,53 @@
 """The author's desk for what we say: the publication, posts, tags, and what the front page features."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.core.exceptions import NON_FIELD_ERRORS, PermissionDenied, ValidationError
 from django.core.files.uploadedfile import UploadedFile
-from django.db import models
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
-from django.utils.html import format_html
+from django.core.paginator import Paginator
+from django.db import models, transaction
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.template.loader import render_to_string
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.decorators import method_decorator
+from django.utils.formats import date_format
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
-from markdownx.widgets import MarkdownxWidget
+from django.views.decorators.http import require_POST
 from unfold.admin import ModelAdmin
-from unfold.widgets import (
-    TEXTAREA_CLASSES,
-    UnfoldAdminColorInputWidget,
-    UnfoldAdminImageFieldWidget,
-    UnfoldAdminTextareaWidget,
-)
+from unfold.widgets import UnfoldAdminColorInputWidget, UnfoldAdminImageFieldWidget, UnfoldAdminTextareaWidget
 
-from posts import images
-from posts.models import FeaturedPost, Post, Publication, Redirect, Tag
+from posts import auditlog, images, revisions
+from posts.models import AuditEntry, FeaturedPost, Post, Publication, Redirect, Snippet, Tag
+
+REVISIONS_A_PAGE = 50
+REVISION_SHOWN = ["history_date", "history_change_reason", "history_user", "title"]
 
 
-class MarkdownEditor(MarkdownxWidget):
-    """A text area with the live preview beside it; it calls our own preview and upload views."""
-
-    def __init__(self) -> None:
-        super().__init__(attrs={"class": " ".join(TEXTAREA_CLASSES), "rows": 22})
+class MarkdownEditor(UnfoldAdminTextareaWidget):
+    """A text area with a live preview beside it; without scripts it is a plain text area."""
 
     class Media:
         css = {"all": ["posts/editor.css"]}
+        js = [forms.Script("posts/editor.js", type="module")]
+
+    def __init__(self, kind: str = "text", attrs: dict[str, Any] | None = None) -> None:
+        super().__init__(attrs={"rows": 22, "spellcheck": "true", **(attrs or {})})
+        self.kind = kind
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        area_id = (attrs or {}).get("id", f"id_{name}")
+        area = super().render(name, value, {**(attrs or {}), "aria-describedby": f"{area_id}_keys"}, renderer)
+        context = {"area": area, "id": area_id, "kind": self.kind, "snippets": Snippet.objects.all()}
+        return render_to_string("admin/posts/_editor.html", context)
 
 
 class ImageField(forms.FileField):
@@ -81,20 +97,38 @@ class PublicationAdmin(ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def save_model(self, request: HttpRequest, obj: Publication, form: Any, change: bool) -> None:
+        auditlog.note_changes("publication.change", form, actor=request.user)
+        super().save_model(request, obj, form, change)
+
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """There is only one: go to it straight away."""
         publication = Publication.current()
         return redirect("admin:posts_publication_change", publication.pk)
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """What was saved behind the editor's back, beside what the author has typed."""
+
+    saved: Post
+    differences: list[tuple[str, list[revisions.Line]]]
+
+    @property
+    def by(self) -> Any:
+        last = self.saved.history.select_related("history_user").first()
+        return last.history_user if last else None
+
+
 class PostForm(forms.ModelForm):
     cover = ImageField(required=False)
+    conflict: Conflict | None = None
 
     class Meta:
         model = Post
         exclude: tuple[str, ...] = ()
         widgets = {
-            "body": MarkdownEditor(),
+            "body": MarkdownEditor("post"),
             "excerpt": UnfoldAdminTextareaWidget(attrs={"rows": 2}),
         }
         field_classes = {"canonical_url": URLField}
@@ -110,6 +144,36 @@ class PostForm(forms.ModelForm):
         now = Post.Status(self.instance.status)
         return [(state.value, state.label) for state in Post.Status if state == now or self.instance.can_move(state)]
 
+    @property
+    def shown_version(self) -> str:
+        """Return the version that the author saw when he began: a form with errors keeps it."""
+        if self.is_bound:
+            return str(self.data.get("version", ""))
+        return self.instance.version if self.instance.pk else ""
+
+    def clean(self) -> Any:
+        cleaned = super().clean()
+        if self.instance.pk:
+            self._check_version()
+        return cleaned
+
+    def _check_version(self) -> None:
+        """Refuse to write over what somebody else, or another window, saved meanwhile, unless that is asked for."""
+        saved = Post.objects.defer("search").select_for_update().filter(pk=self.instance.pk).first()
+        if saved and saved.version not in (self.data.get("version"), self.data.get("overwrite")):
+            self.conflict = Conflict(saved, self._differences(saved))
+            raise ValidationError(_("The post was changed elsewhere while you wrote: nothing was saved."), "conflict")
+
+    def _differences(self, saved: Post) -> list[tuple[str, list[revisions.Line]]]:
+        """Return, for each text that differs, its label and how what is typed differs from what is saved."""
+        typed = {name: str(self.data.get(name, "")) for name in (*Post.TEXTS, "status", "visibility", "slug")}
+        compared = [(name, revisions.compare(getattr(saved, name), text)) for name, text in typed.items()]
+        return [(label_of(name), lines) for name, lines in compared if lines]
+
+
+def label_of(name: str) -> str:
+    return capfirst(str(Post._meta.get_field(name).verbose_name))
+
 
 @admin.register(Post)
 class PostAdmin(ModelAdmin):
@@ -119,12 +183,11 @@ class PostAdmin(ModelAdmin):
     search_fields = ["title", "subtitle", "slug"]
     date_hierarchy = "published_at"
     autocomplete_fields = ["tags"]
-    readonly_fields = ["preview"]
-    warn_unsaved_form = True
-    change_form_outer_before_template = "admin/posts/post_links.html"
+    change_form_outer_before_template = "admin/posts/post_panel.html"
+    change_form_before_template = "admin/posts/_draft.html"
     fieldsets = [
         (None, {"fields": ["title", "subtitle", "body"]}),
-        (_("Publishing"), {"fields": ["status", "published_at", "visibility", "ready"]}),
+        (_("Publishing"), {"fields": ["ready", "status", "published_at", "visibility"]}),
         (_("Around it"), {"fields": ["tags", "excerpt", "cover", "cover_alt"], "classes": ["collapse"]}),
         (_("Address"), {"fields": ["slug", "canonical_url", "meta_description"], "classes": ["collapse"]}),
     ]
@@ -132,9 +195,127 @@ class PostAdmin(ModelAdmin):
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Post]:
         return super().get_queryset(request).defer("body_html", "body_text", "search")
 
-    @admin.display(description=_("Preview"))
-    def preview(self, post: Post) -> SafeString:
-        return format_html('<a href="{}">{}</a>', post.preview_url, _("Open the preview"))
+    def get_urls(self) -> list[URLPattern]:
+        guard = self.admin_site.admin_view
+        return [
+            path("keep/", guard(self.keep), name="posts_post_keep_new"),
+            path("<int:pk>/keep/", guard(self.keep), name="posts_post_keep"),
+            path("<int:pk>/restore/", guard(self.restore), name="posts_post_restore"),
+            *super().get_urls(),
+        ]
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        return in_publications_time(super().changelist_view, request, extra_context)
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        return in_publications_time(super().changeform_view, request, object_id, form_url, extra_context)
+
+    def response_change(self, request: HttpRequest, obj: Post) -> HttpResponse:
+        if "overwrite" not in request.POST:
+            return super().response_change(request, obj)
+        messages.success(request, _("Your text is saved. What it replaced stands in the revisions."))
+        return redirect("admin:posts_post_change", obj.pk)
+
+    @method_decorator(require_POST)
+    def keep(self, request: HttpRequest, pk: int | None = None) -> HttpResponse:
+        """Keep what is being typed: into the draft, or as a new one; a post that others may see is left as it is."""
+        try:
+            with transaction.atomic():
+                post = get_object_or_404(Post.objects.defer("search").select_for_update(), pk=pk) if pk else Post()
+                if not self._may_keep(request, post):
+                    raise PermissionDenied
+                if pk and post.version != request.POST.get("version"):
+                    return JsonResponse({"conflict": True}, status=409)
+                if not post.is_kept_as_typed:
+                    return JsonResponse({"shown": True}, status=409)
+                post.keep_typed({name: request.POST[name] for name in Post.TEXTS if name in request.POST})
+        except ValidationError as error:
+            return JsonResponse({"error": in_words(error)}, status=422)
+        return JsonResponse({"version": post.version, "pk": post.pk, **self._addresses(post)})
+
+    def _may_keep(self, request: HttpRequest, post: Post) -> bool:
+        return self.has_change_permission(request, post) if post.pk else self.has_add_permission(request)
+
+    def _addresses(self, post: Post) -> dict[str, str]:
+        return {
+            "page": reverse("admin:posts_post_change", args=[post.pk]),
+            "keep": reverse("admin:posts_post_keep", args=[post.pk]),
+        }
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        """Show the revisions of a post, and how a chosen one differs from what is saved now."""
+        post = get_object_or_404(Post.objects.defer("search"), pk=object_id if object_id.isdecimal() else None)
+        if not self.has_view_or_change_permission(request, post):
+            raise PermissionDenied
+        found = post.history.select_related("history_user").only(*REVISION_SHOWN)
+        page = Paginator(found, REVISIONS_A_PAGE).get_page(request.GET.get("page"))
+        chosen = chosen_revision(post, request.GET.get("revision", ""))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Revisions of “%(title)s”") % {"title": post.title},
+            "post": post,
+            "page": page,
+            "chosen": chosen,
+            "differences": differences(chosen, post) if chosen else [],
+            "may_restore": self.has_change_permission(request, post),
+            "opts": self.opts,
+        }
+        return render(request, "admin/posts/revisions.html", context)
+
+    @method_decorator(require_POST)
+    def restore(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Bring the texts of a revision back, as a new revision."""
+        post = get_object_or_404(Post.objects.defer("search"), pk=pk)
+        if not self.has_change_permission(request, post):
+            raise PermissionDenied
+        revision = chosen_revision(post, request.POST.get("revision", ""))
+        if revision is None:
+            raise Http404
+        when = date_format(revision.history_date.astimezone(Publication.current().zone), "j M Y, H:i")
+        post.restore(revision, reason=_("brought back from %(when)s") % {"when": when})
+        messages.success(
+            request, _("The text of %(when)s is back; the one it replaced stands below it.") % {"when": when}
+        )
+        return redirect("admin:posts_post_history", pk)
+
+
+def in_publications_time(view: Callable[..., HttpResponse], *args: Any) -> HttpResponse:
+    """Let a page read and write dates in the publication's own time zone, to its last line."""
+    with timezone.override(Publication.current().zone):
+        response = view(*args)
+        return response.render() if isinstance(response, TemplateResponse) else response
+
+
+def in_words(error: ValidationError) -> str:
+    """Return what is wrong, each with the field's name before it."""
+    if not hasattr(error, "error_dict"):
+        return " ".join(error.messages)
+    return " ".join(
+        f"{label_of(name)}: {' '.join(found)}" if name != NON_FIELD_ERRORS else " ".join(found)
+        for name, found in error.message_dict.items()
+    )
+
+
+def chosen_revision(post: Post, key: str) -> Any:
+    """Return the revision of this post that `key` names, or None."""
+    return post.history.filter(pk=key).first() if key.isdecimal() and len(key) < 10 else None
+
+
+def differences(revision: Any, post: Post) -> list[tuple[str, list[revisions.Line]]]:
+    """Return, for each text that differs, its label and how the saved one differs from the revision's."""
+    compared = [(name, revisions.compare(getattr(revision, name), getattr(post, name))) for name in Post.TEXTS]
+    return [(label_of(name), lines) for name, lines in compared if lines]
+
+
+@admin.register(Snippet)
+class SnippetAdmin(ModelAdmin):
+    """Named pieces of Markdown; the editor's menu puts one in at the cursor."""
+
+    list_display = ["name"]
+    search_fields = ["name", "body"]
+    formfield_overrides = {models.TextField: {"widget": UnfoldAdminTextareaWidget(attrs={"rows": 10})}}
 
 
 @admin.register(Tag)
@@ -156,3 +337,30 @@ class RedirectAdmin(ModelAdmin):
     list_display = ["path", "post"]
     search_fields = ["path"]
     autocomplete_fields = ["post"]
+
+
+@admin.register(AuditEntry)
+class AuditEntryAdmin(ModelAdmin):
+    """Who did what: to read, never to write."""
+
+    list_display = ["at", "who", "act", "subject"]
+    list_filter = ["act", "actor"]
+    search_fields = ["actor", "act", "subject"]
+    date_hierarchy = "at"
+    fields = ["at", "who", "act", "subject", "detail"]
+    readonly_fields = fields
+    show_full_result_count = False
+    list_per_page = 50
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display(description=_("who"), ordering="actor")
+    def who(self, entry: AuditEntry) -> Any:
+        return entry.actor or _("by itself")

@@ -19,11 +19,12 @@ PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 MOST_BYTES = 5 * 1024 * 1024
 MOST_PIXELS = 25_000_000
 MOST_FRAMES = 200
-WIDEST = 1600
+LONGEST = 1600
+TOO_MANY_PIXELS = _("The image has more than 25 million pixels: make it smaller first.")
 
 
 def clean_image(file: IO[bytes]) -> ContentFile[bytes]:
-    """Return the picture in `file` re-encoded as JPEG or PNG, at most 1600 px wide, named at random.
+    """Return the picture in `file` re-encoded as JPEG or PNG, at most 1600 px long, named at random.
 
     Raises ValidationError, saying what is wrong and what to do.
     """
@@ -47,13 +48,15 @@ def _decode(data: bytes) -> Image.Image:
             picture = Image.open(io.BytesIO(_bare_png(data)), formats=FORMATS)
             _check_size(picture)
             picture.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValidationError(TOO_MANY_PIXELS) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Warning) as error:
         raise ValidationError(_("This is not an image that can be read: upload a JPEG, PNG, GIF or WebP.")) from error
     kind = picture.format
     upright = ImageOps.exif_transpose(picture)
-    if upright.width > WIDEST:
+    if max(upright.size) > LONGEST:
         upright = upright.convert("RGBA" if upright.mode in ("P", "LA", "RGBA") else "RGB")
-        upright = upright.resize((WIDEST, round(upright.height * WIDEST / upright.width)), Image.Resampling.LANCZOS)
+        upright.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     upright.format = kind
     # Comments, places and camera names would be written again from here.
     upright.info = {key: value for key, value in upright.info.items() if key == "transparency"}
@@ -75,7 +78,7 @@ def _bare_png(data: bytes) -> bytes:
 
 def _check_size(picture: Image.Image) -> None:
     if picture.width * picture.height > MOST_PIXELS:
-        raise ValidationError(_("The image has more than 25 million pixels: make it smaller first."))
+        raise ValidationError(TOO_MANY_PIXELS)
     if getattr(picture, "n_frames", 1) > MOST_FRAMES:
         raise ValidationError(_("The animation has too many frames: at most 200."))
 

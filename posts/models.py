@@ -361,12 +361,16 @@ class Post(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Derive HTML, text and reading time; keep a changed address of a published post as a redirect."""
         self.slug = self.slug or self._free_slug()
-        rendered = markdown.render_post(self.body)
-        self.body_html, self.body_text, self.derived_excerpt = rendered.html, rendered.text, rendered.excerpt
-        self.reading_minutes = rendered.reading_minutes
+        self.derive()
         with transaction.atomic():
             self._keep_old_address()
             super().save(*args, **kwargs)
+
+    def derive(self) -> None:
+        """Make of the Markdown what pages and search show; raise ValueError on a text that can't be rendered."""
+        rendered = markdown.render_post(self.body)
+        self.body_html, self.body_text, self.derived_excerpt = rendered.html, rendered.text, rendered.excerpt
+        self.reading_minutes = rendered.reading_minutes
 
     def clean(self) -> None:
         if self.status == self.Status.SCHEDULED and not self.published_at:
