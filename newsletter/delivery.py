@@ -18,7 +18,7 @@ from django.db import connection, models, transaction
 from django.db.models.functions import Greatest, Now
 from django.utils.translation import gettext as _
 
-from newsletter import alarms, clicks, message, rendering, transport
+from newsletter import alarms, clicks, message, preflight, rendering, transport
 from newsletter.models import Delivery, Frontier, Issue, Slot
 from newsletter.replies import TransportError
 from newsletter.worker import Worker
@@ -107,10 +107,12 @@ def schedule(issue: Issue, slot: Slot) -> None:
 
 
 def check_fit(issue: Issue) -> None:
-    """Raise ValidationError where this installation may not send, or the mail would not arrive whole."""
+    """Raise ValidationError where this installation may not send, or preflight found what blocks the issue."""
     check_armed()
     if issue.is_editable:
-        rendering.check_size(issue)
+        if missing := issue.missing():
+            raise ValidationError(missing)
+        preflight.check_clear(issue)
 
 
 def check_armed() -> None:
