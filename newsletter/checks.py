@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import smtplib
 import socket
 import ssl
@@ -37,6 +38,7 @@ POSITIVE = (
     "UNKNOWN_SETTLE_SECONDS",
 )
 POLICIES = ("hold", "resend")
+ONE_ADDRESS = re.compile(r"[^\s,;<>@]+@[^\s,;<>@]+")
 
 
 def register() -> None:
@@ -78,6 +80,10 @@ def _connection() -> Iterator[checks.CheckMessage]:
     if settings.SMTP_SECURITY not in SMTP_SECURITIES:
         hint = f"Choose one of {', '.join(SMTP_SECURITIES)}; starttls is usual for port 587, tls for port 465."
         yield checks.Error(f"SMTP_SECURITY is unknown: {settings.SMTP_SECURITY}", hint, id="masthead.E004")
+    if settings.TEST_MODE_ADDRESS and not ONE_ADDRESS.fullmatch(settings.TEST_MODE_ADDRESS):
+        hint = "Write one address, as me@example.org, or leave it empty: then mail goes to whom it is for."
+        message = f"TEST_MODE_ADDRESS is not one e-mail address: {settings.TEST_MODE_ADDRESS}"
+        yield checks.Error(message, hint, id="masthead.E012")
     try:
         ssl.create_default_context(cafile=settings.SMTP_CA_FILE or None)
     except (OSError, ValueError) as error:
@@ -143,9 +149,16 @@ def _production() -> Iterator[checks.CheckMessage]:
     if len(settings.PEPPER) < 32 or settings.PEPPER == settings.SECRET_KEY:
         hint = "Use 32 random characters or more of their own, before the first reader joins; afterwards never."
         yield checks.Warning("PEPPER is short or the same as SECRET_KEY.", hint, id="masthead.W003")
+    if not settings.SECOND_FACTOR_REQUIRED:
+        hint = "Unset it: whoever learns a password could write to all readers."
+        yield checks.Warning("SECOND_FACTOR_REQUIRED is off.", hint, id="masthead.W011")
     if settings.ALLOW_TEST_ADDRESSES:
         hint = "Unset it: no mail can reach .test and example.com, so each such reader is a bounce."
         yield checks.Warning("ALLOW_TEST_ADDRESSES is on.", hint, id="masthead.W004")
+    if settings.TEST_MODE_ADDRESS:
+        hint = "Unset it before readers are to get anything: every mail goes there, and counts as sent."
+        where = f"Test mode is on: all mail goes to {settings.TEST_MODE_ADDRESS}"
+        yield checks.Warning(where, hint, id="masthead.W010")
     if settings.SMTP_USER and settings.SMTP_SECURITY == "none":
         hint = "Set SMTP_SECURITY to starttls or tls."
         yield checks.Warning("The SMTP password would travel in the clear.", hint, id="masthead.W005")

@@ -10,7 +10,6 @@ import datetime as dt
 import logging
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -18,11 +17,11 @@ from django.db import connection, models, transaction
 from django.db.models.functions import Greatest, Now
 from django.utils.translation import gettext as _
 
-from newsletter import alarms, clicks, message, preflight, rendering, transport
+from newsletter import alarms, clicks, message, preflight, rendering, testmode, transport
 from newsletter.models import Delivery, Frontier, Issue, Slot
-from newsletter.replies import TransportError
+from newsletter.replies import TransportError, Unreachable
 from newsletter.worker import Worker
-from posts.models import Post, Publication
+from posts.models import Post
 from subscribers import instance
 
 logger = logging.getLogger(__name__)
@@ -156,17 +155,42 @@ def _plan_joined(issue: Issue) -> int:
 
 def send_test(issue: Issue, *, to: str) -> None:
     """Send the issue as it stands to one address, outside the ledger. Raises ValidationError if the relay won't."""
+    if failed := send_tests(issue, [to]):
+        raise ValidationError(_("The mail server did not take the test: %(error)s"), params={"error": failed[to]})
+
+
+def send_tests(issue: Issue, to: list[str]) -> dict[str, str]:
+    """Send the issue as it stands to each address in a mail of its own, outside the ledger; return what went wrong.
+
+    Once the relay can't be reached the rest is not tried. Raises ValidationError where no mail can be made.
+    """
     check_armed()
-    source = rendering.render_issue(issue)
-    template = message.Template({**source, "subject": f"[Test] {source['subject']}"})
-    reader = message.Values(address=to, name="", unsubscribe_id=UUID(int=0), message_id=message.test_id(source))
-    letter = transport.Letter(Publication.current().sender_address, to, template.pieces(reader))
+    failed: dict[str, str] = {}
+    for number, letter in enumerate(_tests(issue, to)):
+        try:
+            asyncio.run(_send_one(letter))
+        except Unreachable as error:
+            return failed | dict.fromkeys(to[number:], str(error))
+        except TransportError as error:
+            failed[to[number]] = str(error)
+    return failed
+
+
+def _tests(issue: Issue, to: list[str]) -> list[transport.Letter]:
+    """Make the test mails; raises ValidationError where that fails, such as by a sender that is no address."""
     try:
-        asyncio.run(_send_one(letter))
-    except TransportError as error:
-        raise ValidationError(
-            _("The mail server did not take the test: %(error)s"), params={"error": str(error)}
-        ) from error
+        source = rendering.render_issue(issue)
+        template = message.Template(testmode.source({**source, "subject": f"[Test] {source['subject']}"}))
+        message_id = message.test_id(source)
+        return [_test(template, message.Values(address, "", testmode.NOBODY, message_id)) for address in to]
+    except ValueError as error:
+        raise ValidationError(_("The mail can't be made: %(error)s"), params={"error": str(error)}) from error
+
+
+def _test(template: message.Template, reader: message.Values) -> transport.Letter:
+    if settings.TEST_MODE_ADDRESS:
+        return testmode.letter(template, reader)
+    return transport.Letter(template.from_address, reader.address, template.pieces(reader))
 
 
 async def _send_one(letter: transport.Letter) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
 from django.db import OperationalError, models, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
@@ -21,6 +22,16 @@ from newsletter import message
 from posts import markdown
 from posts.models import CONTROL_CHARACTERS, Post, Publication
 from subscribers.models import Subscriber
+
+
+def validate_recipient(address: str) -> None:
+    """Raise ValidationError, which names it, unless `address` is one that a mail can go to."""
+    try:
+        validate_email(address)
+        message.one_address(address)
+    except (ValidationError, ValueError) as error:
+        text = _("Mail can't go to this address: “%(address)s”. Write one valid email address, as me@example.org.")
+        raise ValidationError(text, params={"address": address}) from error
 
 
 class SlotQuerySet(models.QuerySet["Slot"]):
@@ -97,6 +108,12 @@ class IssueQuerySet(models.QuerySet["Issue"]):
     def due(self) -> IssueQuerySet:
         """Scheduled issues whose instant has come, by the database's clock."""
         return self.filter(state=Issue.State.SCHEDULED, due_at__lte=Now())
+
+    def ready(self) -> IssueQuerySet:
+        """Drafts that have a subject and something to say."""
+        has_post = models.Exists(IssuePost.objects.filter(issue=models.OuterRef("pk")))
+        drafts = self.filter(state=Issue.State.DRAFT, subject__regex=r"\S")
+        return drafts.filter(has_post | models.Q(introduction__regex=r"\S"))
 
     def sending(self) -> IssueQuerySet:
         return self.filter(state=Issue.State.SENDING)
@@ -229,6 +246,12 @@ class Issue(models.Model):
         """Count this issue's copies by state, at this moment."""
         rows = self.deliveries.order_by().values_list("state").annotate(models.Count("id"))
         return Counts(dict(rows))
+
+    def renumber_posts(self) -> None:
+        """Let the positions of the posts be 1, 2, 3 in the order that they have."""
+        for position, item in enumerate(self.issue_posts.all(), 1):
+            if item.position != position:
+                IssuePost.objects.filter(pk=item.pk).update(position=position)
 
     def schedule(self, slot: Slot) -> None:
         """Put the issue into a slot of the weekly rhythm. Raises ValidationError naming the field to mend."""
@@ -738,6 +761,8 @@ class Waiver(models.Model):
 class PreviewGroup(models.Model):
     """Named people who get test mails of an issue before it goes."""
 
+    MOST: ClassVar[int] = 25
+
     name = models.CharField(max_length=60, unique=True)
     addresses = models.TextField(help_text=_("One address a line"))
 
@@ -746,6 +771,21 @@ class PreviewGroup(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        if len(self.recipients) > self.MOST:
+            error = _("A group has %(most)s addresses at the most: whoever is to get every issue subscribes.")
+            raise ValidationError({"addresses": error % {"most": self.MOST}})
+        try:
+            for address in self.recipients:
+                validate_recipient(address)
+        except ValidationError as error:
+            raise ValidationError({"addresses": error.messages}) from error
+
+    @property
+    def recipients(self) -> list[str]:
+        """Return the addresses, each once."""
+        return list(dict.fromkeys(filter(None, map(str.strip, self.addresses.splitlines()))))
 
 
 class Link(models.Model):

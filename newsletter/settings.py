@@ -186,6 +186,9 @@ DKIM_SELECTOR = env.str("DKIM_SELECTOR", "")
 # Addresses in .test and example.* may join: for demo and tests only.
 ALLOW_TEST_ADDRESSES = env.bool("ALLOW_TEST_ADDRESSES", False)
 
+# Set: test mode, in which all mail goes to this address and a banner names whom it was for.
+TEST_MODE_ADDRESS = env.str("TEST_MODE_ADDRESS", "")
+
 # Sending: durations in seconds
 LEASE_SECONDS = env.float("LEASE_SECONDS", 120)
 RENEW_SECONDS = env.float("RENEW_SECONDS", 30)
@@ -285,6 +288,7 @@ UNFOLD = {
                     _menu("Posts", "article", "posts_post"),
                     _menu("Issues", "mail", "newsletter_issue"),
                     _menu("Calendar", "calendar_month", "newsletter_slot"),
+                    _menu("Preview groups", "groups", "newsletter_previewgroup"),
                     _menu("Featured", "push_pin", "posts_featuredpost"),
                     _menu("Tags", "sell", "posts_tag"),
                 ],

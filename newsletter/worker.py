@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from django.conf import settings
 
-from newsletter import ledger, message, transport
+from newsletter import ledger, message, testmode, transport
 from newsletter.ledger import Away, Copy, Outcome
 from newsletter.models import Delivery, Issue
 from newsletter.replies import Refused, Reply, TransportError, Uncertain, Unreachable, classify
@@ -121,7 +121,8 @@ class Worker:
         stop: Callable[[], bool] | None = None,
     ) -> None:
         self.issue, self.issue_id = issue, issue.pk
-        self.template = message.Template(issue.source)
+        self.template = message.Template(testmode.source(issue.source))
+        self.is_test = bool(settings.TEST_MODE_ADDRESS)
         self.ledger = ledger.Ledger(issue.pk)
         self.gate = Gate(self.ledger)
         self.breaker = transport.Breaker()
@@ -341,6 +342,8 @@ class Worker:
             raise ValueError("the reader's row is gone: his links can't be made")
         message_id = self.template.message_id(self.issue_id, copy.subscriber_id)
         values = message.Values(copy.address, copy.name, copy.unsubscribe_id, message_id)
+        if self.is_test:
+            return Piece(copy, testmode.letter(self.template, values))
         sender = self.template.envelope_sender(self.issue_id, copy.subscriber_id)
         return Piece(copy, transport.Letter(sender, copy.address, self.template.pieces(values)))
 

@@ -17,7 +17,7 @@ from django.urls import reverse
 from django.utils import timezone, translation
 
 from posts.models import Publication
-from subscribers import addresses, instance, tokens
+from subscribers import addresses, instance, testmode, tokens
 from subscribers.models import MagicLink, Subscriber, SystemMail
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _hand_over(mail: SystemMail) -> None:
         answer = requests.post(settings.ALERT_WEBHOOK_URL, json={"id": mail.pk, **mail.context}, timeout=10)
         answer.raise_for_status()
     else:
-        _message(mail).send()
+        testmode.redirected(_message(mail)).send()
 
 
 def _put_off(mail: SystemMail, error: Exception) -> None:
