@@ -20,7 +20,7 @@ from django.utils import timezone, translation
 from django.utils.translation import gettext_lazy as _
 
 from newsletter.doctor import domain, machine, relay
-from newsletter.doctor.facts import Check, Facts, Finding, Said, Status, gather, unasked
+from newsletter.doctor.facts import Check, Facts, Finding, Said, Status, gather, one_line, unasked
 from newsletter.doctor.records import Unasked
 
 __all__ = ["Facts", "Finding", "Report", "Status", "blocking", "examine", "gather", "last"]
@@ -151,9 +151,10 @@ def _ask(check: Check, facts: Facts) -> Said | None:
     try:
         return check.ask(facts)
     except Unasked as error:
-        return unasked(f"{error}.")
+        words = str(error)
+        return unasked(f"{words[:1].upper()}{words[1:]}.")
     except Error as error:
-        return unasked(f"The database does not answer: {error}")
+        return unasked(f"The database does not answer: {one_line(error)}.")
     except Exception as error:  # the report is worth more than any one question
         logger.exception("the doctor's question %s failed", check.id)
         return unasked(f"{type(error).__name__}: {error}")

@@ -12,6 +12,7 @@ from newsletter.doctor.records import (
     Dmarc,
     Spf,
     Unasked,
+    address,
     are_aligned,
     dmarc_records,
     key_bits,
@@ -74,8 +75,12 @@ def _mechanism(facts: Facts) -> str:
     try:
         found = facts.relay_addresses()
     except Unasked:
-        return f"a:{facts.site_host}"
+        return f"a:{facts.site_host}" if _is_name(facts.site_host) else f"ip4:{_('<the address of your relay>')}"
     return " ".join(f"ip{each.version}:{each}" for each in found)
+
+
+def _is_name(host: str) -> bool:
+    return "." in host and address(host) is None
 
 
 def _spf_found(facts: Facts, domain: str, record: str) -> Said:
@@ -331,9 +336,11 @@ def _pressed(site: str, path: str) -> Said | None:
             values |= {"status": str(answer.status_code), "to": answer.headers.get("Location", "")}
     except requests.exceptions.SSLError as error:
         to_do = _("Mend the certificate: a mail program does not press on.")
-        return fails(_("The certificate of %(url)s is not good: %(error)s") % {**values, "error": error}, to_do)
+        return fails(_("The certificate of %(url)s is not good: %(error)s") % {**values, "error": reason(error)}, to_do)
     except requests.RequestException as error:
-        to_do = _("Is the site up, and may this machine ask for its own public address? Try the curl of going-live.")
+        to_do = _(
+            "Is the site up, and does this machine reach it by that name? Try the curl command of docs/going-live.md."
+        )
         return unasked(_("%(url)s could not be reached: %(error)s") % {**values, "error": reason(error)}, to_do)
     if values["status"] == "200":
         return None

@@ -81,7 +81,7 @@ class Facts:
     sender: str  # the domain behind the sender's @, empty where the publication could not be read
     replies: str = ""
     bounces: str = ""  # the envelope's domain
-    why_no_sender: str = ""
+    why_no_database: str = ""
     site_url: str = ""
     selector: str = ""
     relay: str = ""
@@ -95,9 +95,15 @@ class Facts:
 
     def the_sender(self) -> str:
         """Return the sender's domain. Raises Unasked."""
+        self.need_database()
         if not self.sender:
-            raise Unasked(self.why_no_sender or _("the publication names no sender"))
+            raise Unasked(_("the publication names no sender"))
         return self.sender
+
+    def need_database(self) -> None:
+        """Raise Unasked where the database did not answer before: to ask again would only take time."""
+        if self.why_no_database:
+            raise Unasked(self.why_no_database)
 
     @property
     def relay_is_here(self) -> bool:
@@ -113,7 +119,7 @@ class Facts:
             raise Unasked(_("issues go through a provider's API, which sends from addresses of its own"))
         host = machine_name() if self.relay_is_here else self.relay
         if host.startswith("[") or "." not in host:
-            raise Unasked(_("the relay is on this machine, which has no name that the world knows"))
+            raise Unasked(_("the relay is on this machine or network, which has no name that the world knows"))
         found = [each for each in self.names.addresses(host) if is_public(each)]
         if not found:
             raise Unasked(_("%(host)s has no address that the world knows") % {"host": host})
@@ -146,20 +152,25 @@ def unasked(found: str, to_do: str = "") -> Said:
     return Said(Status.UNASKED, found, to_do)
 
 
+def one_line(said: object) -> str:
+    """Return what a driver or a server said in one line, without a full stop."""
+    return " ".join(str(said).split()).rstrip(".")
+
+
 def gather(names: Names | None = None) -> Facts:
     """Read what the checks go by; where the database is away the rest is asked nevertheless."""
     names = names or Names()
     try:
         publication, ahead, why = Publication.current(), clock_ahead(), ""
     except Error as error:
-        publication, ahead, why = None, None, _("the database does not answer: %(error)s") % {"error": error}
+        publication, ahead, why = None, None, _("the database does not answer: %(error)s") % {"error": one_line(error)}
     sender = domain(publication.sender_address) if publication else ""
     return Facts(
         names,
         sender,
         replies=domain(publication.reply_to) if publication else "",
         bounces=settings.BOUNCE_DOMAIN.lower() or sender,
-        why_no_sender=why,
+        why_no_database=why,
         site_url=settings.SITE_URL,
         selector=settings.DKIM_SELECTOR,
         relay=settings.SMTP_HOST,

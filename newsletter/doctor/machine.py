@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 
 from newsletter.celery import app
 from newsletter.doctor.domain import HTTP_SECONDS, reason
-from newsletter.doctor.facts import Facts, Said, fails, ok, unasked, warns
+from newsletter.doctor.facts import Facts, Said, fails, ok, one_line, unasked, warns
 from newsletter.models import Heartbeat, Issue, Lease
 from subscribers.models import SystemMail
 
@@ -59,11 +59,11 @@ def clock(facts: Facts) -> Said:
 def broker(_facts: Facts) -> Said:
     """Ask the broker for a connection."""
     with app.connection_for_write() as connection:
-        values = {"broker": connection.as_uri()}  # without its password
+        values = {"broker": connection.as_uri().replace(":**@", "")}  # its password is out already
         try:
             _connect(connection)
         except OperationalError as error:
-            words = _("%(broker)s does not answer: %(error)s") % {**values, "error": reason(error)}
+            words = _("%(broker)s does not answer: %(error)s") % {**values, "error": one_line(error)}
             to_do = _("Start Redis or Valkey, or mend REDIS_URL. Until then each step waits for the next sweep.")
             return fails(words, to_do)
     return ok(_("%(broker)s answers.") % values)
@@ -81,7 +81,7 @@ def worker(_facts: Facts) -> Said:
             _connect(connection)
             found = app.control.inspect(timeout=INSPECT_SECONDS, connection=connection).active_queues() or {}
         except OperationalError as error:
-            return unasked(_("The broker carries no question to them: %(error)s") % {"error": reason(error)})
+            return unasked(_("The broker carries no question to them: %(error)s.") % {"error": one_line(error)})
     served = {queue["name"] for queues in found.values() for queue in queues}
     idle = [queue for queue in QUEUES if queue not in served]
     names = ", ".join(sorted(found))
@@ -95,8 +95,9 @@ def worker(_facts: Facts) -> Said:
     return ok(_("Workers answer and empty both queues: %(names)s.") % {"names": names})
 
 
-def beat(_facts: Facts) -> Said:
+def beat(facts: Facts) -> Said:
     """Look when the last sweep was: beat asked for it, the broker carried that, and a worker did it."""
+    facts.need_database()
     age = models.ExpressionWrapper(Now() - models.F("at"), output_field=models.DurationField())
     last = Heartbeat.objects.filter(name=SWEEP).annotate(age=age).first()
     to_do = _("Start beat (celery -A newsletter beat), and a worker of the queue system.")
@@ -112,8 +113,9 @@ def beat(_facts: Facts) -> Said:
     return ok(words)
 
 
-def system_mail(_facts: Facts) -> Said:
+def system_mail(facts: Facts) -> Said:
     """Look how long the oldest confirmation or alert has been due."""
+    facts.need_database()
     due = SystemMail.objects.due().order_by("due_at")
     oldest, count = due.first(), due.count()
     lost = SystemMail.objects.filter(failed_at__gte=Now() - dt.timedelta(days=7)).count()
@@ -130,8 +132,9 @@ def system_mail(_facts: Facts) -> Said:
     return ok(_("No confirmation, link or alert waits longer than ten minutes."))
 
 
-def deliveries(_facts: Facts) -> Said:
+def deliveries(facts: Facts) -> Said:
     """Look for issues that have not begun in time, and for due copies that nobody takes up."""
+    facts.need_database()
     late = Issue.objects.filter(state__in=[Issue.State.SCHEDULED, Issue.State.FROZEN])
     late = (
         late.filter(due_at__lte=Now() - dt.timedelta(seconds=settings.LATE_SECONDS)).order_by("due_at").defer("source")
@@ -180,12 +183,14 @@ def _existing(folder: Path) -> Path:
     return next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
 
 
-def settings_checks(_facts: Facts) -> Said:
-    """Run what `manage.py check --deploy --database default` runs."""
-    found = checks.run_checks(include_deployment_checks=True, databases=["default"])
+def settings_checks(facts: Facts) -> Said:
+    """Run what `manage.py check --deploy --database default` runs; the last part where there is a database."""
+    databases = [] if facts.why_no_database else ["default"]
+    found = checks.run_checks(include_deployment_checks=True, databases=databases)
     bad = [each for each in found if each.level >= checks.WARNING and not each.is_silenced()]
     if not bad:
         return ok(_("manage.py check --deploy --database default has nothing to say."))
-    words = "\n".join(f"{each.id}: {' '.join(str(each.msg).split())}" for each in bad)
+    # Some go on for a paragraph behind the sentence that counts.
+    words = "\n".join(f"{each.id}: {' '.join(str(each.msg).split()).partition('. ')[0]}" for each in bad)
     hints = "\n".join(dict.fromkeys(" ".join(str(each.hint).split()) for each in bad if each.hint))
     return fails(words, hints) if any(each.is_serious() for each in bad) else warns(words, hints)

@@ -16,6 +16,7 @@ import dns.reversename
 from django.utils.translation import gettext as _
 
 SECONDS = 4.0  # for one question, all name servers and tries together
+ROOT = "."
 MOST_LOOKUPS = 10  # RFC 7208, 4.6.4
 TERM = re.compile(r"([-+~?]?)(all|include|a|mx|ptr|ip4|ip6|exists)(?::([^/]*))?(?:/(\d+))?(?://(\d+))?", re.IGNORECASE)
 MODIFIER = re.compile(r"([a-z][a-z0-9_.-]*)=(.*)", re.IGNORECASE)
@@ -71,6 +72,14 @@ class Names:
         return self._known[name, kind]
 
     def _ask(self, name: str, kind: str) -> list[Any] | None:
+        """Ask, and believe that there is nothing only where the name server knows the world at all."""
+        found = self._answer(name, kind)
+        if not found and name != ROOT and not self._at(ROOT, "NS"):
+            words = _("the name server does not know %(name)s (%(kind)s), nor the root of all names: it tells nothing")
+            raise Unasked(words % {"name": name, "kind": kind})
+        return found
+
+    def _answer(self, name: str, kind: str) -> list[Any] | None:
         try:
             resolver = self._resolver or dns.resolver.default_resolver or dns.resolver.Resolver()
             answer = resolver.resolve(name, kind, search=False, raise_on_no_answer=False, lifetime=SECONDS)

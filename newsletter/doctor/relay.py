@@ -59,13 +59,13 @@ def submission(facts: Facts) -> Said:
         # The names are asked for here, where nobody has to wait for the answer.
         where = socket.getaddrinfo(account.host, account.port, type=socket.SOCK_STREAM)
         smtp.machine_name()
-    except ssl.SSLError as error:
-        return fails(str(error), _("Name a file of certificates in SMTP_CA_FILE, or leave it empty."))
     except socket.gaierror as error:
         words = _("%(host)s can't be found: %(error)s") % {"host": facts.relay, "error": error.strerror}
         return unasked(words, _("Is SMTP_HOST written right, and does this machine reach a name server?"))
     except (OSError, ValueError, OverflowError) as error:
-        return fails(str(error), _("Mend SMTP_HOST, SMTP_PORT, SMTP_SECURITY and SMTP_CA_FILE."))
+        words = _("No connection can be made of SMTP_SECURITY=%(security)s and SMTP_CA_FILE=%(file)s: %(error)s")
+        words %= {"security": settings.SMTP_SECURITY, "file": settings.SMTP_CA_FILE, "error": error}
+        return fails(words, _("Mend them; SMTP_CA_FILE may be empty, for the system's own authorities."))
     is_near = not any(is_public(found) for entry in where if (found := address(str(entry[4][0]))))
     try:
         offers, certificate = asyncio.run(_met(account))
