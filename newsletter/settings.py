@@ -50,6 +50,7 @@ SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("TRUST
 PROXY_COUNT = 1 if env.bool("TRUST_PROXY", False) else 0
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE
 SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"  # strict would ask anew of one who comes from a mail
 SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 31536000) if SECURE else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
 # A redirect would turn a one-click unsubscribe POST into a GET (RFC 8058, 3.1), so that path is left out.
@@ -69,6 +70,9 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.sitemaps",
     "django.contrib.postgres",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
     "csp",
     "markdownx",
     "anymail",
@@ -87,6 +91,8 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "newsletter.guard.GuardMiddleware",
     "simple_history.middleware.HistoryRequestMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
@@ -117,7 +123,45 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
-LOGIN_URL = reverse_lazy("admin:login")
+
+# Signing in: accounts are made by createsuperuser or in the admin, never by a visitor.
+LOGIN_URL, LOGIN_REDIRECT_URL = reverse_lazy("account_login"), reverse_lazy("admin:index")
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+# Only the demo turns it off.
+SECOND_FACTOR_REQUIRED = env.bool("SECOND_FACTOR_REQUIRED", True)
+# Sending, exporting and settings ask again who is there if that was not shown for so many seconds.
+CONFIRM_SECONDS = env.int("CONFIRM_SECONDS", 900)
+ACCOUNT_ADAPTER = "newsletter.guard.AccountAdapter"
+ACCOUNT_LOGIN_METHODS = {"username"}
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_REAUTHENTICATION_TIMEOUT = CONFIRM_SECONDS
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_EMAIL_NOTIFICATIONS = True
+ACCOUNT_EMAIL_UNKNOWN_ACCOUNTS = False
+ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
+ACCOUNT_LOGOUT_REDIRECT_URL = LOGIN_URL
+ACCOUNT_RATE_LIMITS = {
+    "login": "30/m/ip",
+    "login_failed": "10/m/ip,5/300s/key",
+    "reset_password": "20/h/ip,3/h/key",
+}
+ALLAUTH_TRUSTED_PROXY_COUNT = PROXY_COUNT
+MFA_ADAPTER = "newsletter.guard.MFAAdapter"
+MFA_FORMS = {"authenticate": "newsletter.guard.CodeForm", "reauthenticate": "newsletter.guard.CodeAgainForm"}
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_RECOVERY_CODES_SHOW_ONCE = True
+MFA_ALLOW_UNVERIFIED_EMAIL = True
+MFA_TOTP_TOLERANCE = 1
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = not SECURE
+# All processes count failed attempts together, whether the broker is there or not.
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "newsletter_cache",
+        "OPTIONS": {"MAX_ENTRIES": 10_000},
+    }
+}
 
 # Content Security Policy: public pages may load only our own style, script, image and form target.
 CONTENT_SECURITY_POLICY = {
@@ -278,6 +322,7 @@ UNFOLD = {
     "SITE_SYMBOL": "newspaper",
     "SITE_URL": "/",
     "SHOW_HISTORY": True,
+    "ENVIRONMENT": "newsletter.guard.badge",
     "DASHBOARD_CALLBACK": "newsletter.desk.dashboard",
     "SIDEBAR": {
         "show_search": False,
@@ -313,6 +358,8 @@ UNFOLD = {
                     _menu("Publication", "newspaper", "posts_publication"),
                     _menu("Redirects", "alt_route", "posts_redirect"),
                     _menu("People", "manage_accounts", "auth_user"),
+                    {"title": "Your second factor", "icon": "passkey", "link": reverse_lazy("mfa_index")},
+                    _menu("Audit log", "history", "posts_auditentry"),
                     {
                         "title": "Doctor",
                         "icon": "stethoscope",

@@ -4,12 +4,15 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 
-from newsletter import doctor_views, guide, health, post_mail
+from newsletter import doctor_views, guard, guide, health, post_mail
 
 urlpatterns = [
     path("healthz/", health.healthz, name="healthz"),
     path(f"{settings.ADMIN_PATH}/markdown/mail/", post_mail.preview, name="post_mail"),
     path(f"{settings.ADMIN_PATH}/markdown/", include("posts.admin_urls")),
+    path(f"{settings.ADMIN_PATH}/account/", include("newsletter.account_urls")),
+    path(f"{settings.ADMIN_PATH}/login/", guard.sign_in),
+    path(f"{settings.ADMIN_PATH}/password_change/", guard.change_password),
     path(f"{settings.ADMIN_PATH}/doctor/", admin.site.admin_view(doctor_views.page), name="doctor"),
     path(f"{settings.ADMIN_PATH}/guide/", admin.site.admin_view(guide.guide), name="guide"),
     path(f"{settings.ADMIN_PATH}/guide/<slug:step>/", admin.site.admin_view(guide.guide), name="guide_step"),

@@ -74,5 +74,6 @@ def dave(db: None) -> Subscriber:
 
 @pytest.fixture(autouse=True)
 def _settings(settings: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings.SECOND_FACTOR_REQUIRED = False  # type: ignore[attr-defined]  # test_guard and test_login turn it on
     settings.ALLOW_TEST_ADDRESSES = True  # type: ignore[attr-defined]  # pytest-django's fixture has no fixed attributes
     settings.MEDIA_ROOT = tmp_path_factory.mktemp("media")  # type: ignore[attr-defined]  # as above

@@ -23,6 +23,7 @@ def production(settings: Settings) -> Settings:
     settings.SITE_URL, settings.SECURE, settings.EMBEDDED = "https://news.example.org", True, False
     settings.PEPPER, settings.SECRET_KEY = "p" * 40, "s" * 60
     settings.ALLOW_TEST_ADDRESSES = False
+    settings.SECOND_FACTOR_REQUIRED = True
     settings.SMTP_PORT, settings.SMTP_USER, settings.SMTP_SECURITY = 587, "masthead", "starttls"
     return settings
 

@@ -85,6 +85,7 @@ class Command(BaseCommand):
             "ALERT_WEBHOOK_URL": "",
             "RELAY_LOG": "",
             "ALLOW_TEST_ADDRESSES": "true",
+            "SECOND_FACTOR_REQUIRED": "false",
             "DISPATCH_SECONDS": "2",
             "SWEEP_SECONDS": "2",
             "CLAIM_SECONDS": "5",
@@ -128,6 +129,7 @@ class Command(BaseCommand):
         self.stdout.write(
             f"\nMasthead is ready: {site}/  admin: {site}/{settings.ADMIN_PATH}/ "
             f"(login {seed.LOGIN}, password {seed.PASSWORD})  mailbox: http://127.0.0.1:{self.mailbox_port}/\n"
+            "In the demo a password is enough; elsewhere the admin asks for a second factor.\n"
         )
         self.stdout.flush()
 
