@@ -21,7 +21,7 @@ from django.utils.translation import gettext as _
 
 from newsletter import message
 from newsletter.models import Issue, IssuePost
-from posts import markdown
+from posts import markdown, theme
 from posts.models import Post, Publication
 from subscribers.models import Subscriber
 
@@ -29,7 +29,18 @@ VIEW_SALT = "newsletter.view-in-browser"
 # Gmail clips HTML beyond about 102,400 bytes, and the way to unsubscribe with it.
 SIZE_WARN = 80_000
 SIZE_BLOCK = 100_000
-INLINER = css_inline.CSSInliner(keep_at_rules=True, keep_style_tags=False, load_remote_stylesheets=False)
+# Only the article's styles are put inline here: the frame around it has its own from MJML, with comments for Outlook
+# and a stylesheet that stay as they are.
+INLINER = css_inline.CSSInliner(minify_css=True, load_remote_stylesheets=False)
+TINT, DARK_TINT = "#f3f1eb", "#272d33"  # the darkest ground of the light mail, and the lightest of the dark one
+LOGO_WIDTH, LOGO_HEIGHT = 240, 48  # pixels at most
+ALERT_COLORS = {
+    "note": ("#1f5fa8", "#7db4f5"),
+    "tip": ("#1b6e3c", "#6cc58d"),
+    "important": ("#6a3fb5", "#bb9cf3"),
+    "warning": ("#8a5300", "#e2ac57"),
+    "caution": ("#b3261e", "#f38b83"),
+}
 
 
 def render_issue(
@@ -45,7 +56,7 @@ def render_issue(
         **_identity(issue, context["publication"]),
         "date": format_datetime((date or timezone.now()).astimezone(dt.UTC)),
         "subject": context["subject"],
-        "html": INLINER.inline(render_to_string("emails/issue/body.html", context)),
+        "html": render_to_string("emails/issue/body.html", context),
         "text": render_to_string("emails/issue/body.txt", context).strip() + "\n",
         "holes": holes.as_json(),
     }
@@ -131,14 +142,17 @@ def _identity(issue: Issue, publication: Publication) -> dict[str, Any]:
 def _context(issue: Issue, holes: message.Holes, items: Iterable[IssuePost]) -> dict[str, Any]:
     publication = Publication.current()
     introduction = holes.replace(issue.introduction)
+    look = _look(publication)
+    css = render_to_string("emails/issue/article.css", look)
     return {
+        **look,
         "issue": issue,
         "publication": publication,
         "subject": holes.replace(issue.subject),
         "preheader": holes.replace(issue.preheader),
-        "introduction_html": markdown.render(introduction, target="email", prefix="intro-"),
+        "introduction_html": _article(introduction, "intro-", css),
         "introduction_text": markdown.render_text(introduction),
-        "items": [_item(item) for item in items],
+        "items": [_item(item, css) for item in items],
         "site_url": settings.SITE_URL,
         "web_url": view_url(issue),
         "unsubscribe_url": holes.mark("unsubscribe_url"),
@@ -148,7 +162,37 @@ def _context(issue: Issue, holes: message.Holes, items: Iterable[IssuePost]) -> 
     }
 
 
-def _item(item: IssuePost) -> dict[str, Any]:
+def _look(publication: Publication) -> dict[str, Any]:
+    """Return the colours of the mail, each with what it becomes on a dark ground, and the logo."""
+    accent = publication.accent_color
+    return {
+        "accent": {
+            "light": theme.shade(accent, surface=TINT, toward="#000000"),
+            "dark": theme.shade(accent, surface=DARK_TINT, toward="#ffffff"),
+        },
+        "code_colors": markdown.CODE_COLORS,
+        "alert_colors": list(ALERT_COLORS.values()),
+        "alerts": ALERT_COLORS,
+        "logo": _logo(publication),
+    }
+
+
+def _logo(publication: Publication) -> dict[str, Any] | None:
+    """Return the logo's address and the size at which it is shown; None where there is none, or its file is gone."""
+    url = markdown.absolute(publication.logo.url) if publication.logo else ""
+    size = markdown.image_size(url) if url else None
+    if not size:
+        return None
+    scale = min(1, LOGO_WIDTH / size[0], LOGO_HEIGHT / size[1])
+    return {"url": url, "width": round(size[0] * scale), "height": round(size[1] * scale)}
+
+
+def _article(text: str, prefix: str, css: str) -> str:
+    """Return Markdown as HTML for a mail, with its styles in the text: some Gmail accounts drop every stylesheet."""
+    return INLINER.inline_fragment(markdown.render(text, target="email", prefix=prefix), css) if text else ""
+
+
+def _item(item: IssuePost, css: str) -> dict[str, Any]:
     post = item.post
     full = item.mode == IssuePost.Mode.FULL
     web = post.visibility != post.Visibility.EMAIL_ONLY
@@ -156,8 +200,10 @@ def _item(item: IssuePost) -> dict[str, Any]:
         "post": post,
         "full": full,
         "url": settings.SITE_URL + post.get_absolute_url() if web else "",
-        "html": markdown.render(post.body, target="email", prefix=f"p{post.pk}-") if full else "",
+        "html": _article(post.body, f"p{post.pk}-", css) if full else "",
         "text": markdown.render_text(post.body) if full else "",
+        "title": (title := textwrap.fill(post.title, markdown.TEXT_WIDTH)),
+        "underline": "=" * max(map(len, title.splitlines()), default=0),
+        "subtitle": textwrap.fill(post.subtitle, markdown.TEXT_WIDTH),
         "teaser": textwrap.fill(post.summary, markdown.TEXT_WIDTH),
-        "underline": "=" * min(len(post.title), markdown.TEXT_WIDTH),
     }

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -28,14 +29,16 @@ from mdit_py_plugins.gfm import gfm_plugin
 from PIL import Image, UnidentifiedImageError
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
+from pygments.token import Comment, Generic, Keyword, Name, Number, Operator, String, _TokenType
 from pygments.util import ClassNotFound
 
 MAX_CHARACTERS = 250_000
 MAX_NESTING = 100
 WORDS_A_MINUTE = 220
 EXCERPT_WORDS = 42
-MAIL_IMAGE_WIDTH = 560
+MAIL_IMAGE_WIDTH = 544  # pixels: as wide as the text of a mail
 TEXT_WIDTH = 72
 TASK = re.compile(r'<input class="task-list-item-checkbox"[^>]*?(checked="")?\s*/?>')
 SWALLOWING = re.compile(
@@ -68,8 +71,33 @@ ATTRIBUTES = {
     "td": {"colspan", "rowspan"},
     "th": {"colspan", "rowspan", "scope"},
 }
-# Mail has no stylesheet that every reader keeps, so there colours and alignment stand in the text.
-STYLED = {tag: ATTRIBUTES.get(tag, set()) | {"style"} for tag in ("span", "td", "th")}
+# Mail has no stylesheet that every reader keeps, so there colours and alignment stand in the text, and a table says by
+# attributes how it looks. Anchors have names: Gmail and Outlook find no other target of a link within a mail.
+IN_MAIL = {
+    "a": {"name"},
+    "span": {"style"},
+    "table": {"border", "cellpadding", "cellspacing", "frame", "role", "rules", "width"},
+    "td": {"align", "style"},
+    "th": {"align", "style"},
+}
+MAIL_ATTRIBUTES = ATTRIBUTES | {tag: ATTRIBUTES.get(tag, set()) | more for tag, more in IN_MAIL.items()}
+ALERTS = ["note", "tip", "important", "warning", "caution"]
+MAIL_CLASSES = {"alert-title", "code", "footnotes", "wide", *(f"alert {kind}" for kind in ALERTS)}
+RAW_IMAGE = re.compile(r"<img\b[^<>]*>", re.IGNORECASE)
+RAW_ATTRIBUTE = re.compile(r"""(?<![\w-])([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+# The colours of code in a mail, with what the mail's stylesheet makes of each on a dark ground. All else is plain.
+KEYWORD, NAME, STRING = ("#7a2e8e", "#d3a3ec"), ("#1f5590", "#8dbdf6"), ("#2a6430", "#a1d394")
+NUMBER, COMMENT, REMOVED = ("#97430d", "#f0b784"), ("#62666a", "#9fa7ae"), ("#a32019", "#f59d95")
+CODE_COLORS = [KEYWORD, NAME, STRING, NUMBER, COMMENT, REMOVED]
+COLOR_OF: dict[_TokenType, tuple[str, str]] = {
+    **dict.fromkeys((Keyword, Operator.Word, Name.Tag), KEYWORD),
+    **dict.fromkeys((Name.Function, Name.Class, Name.Decorator, Name.Builtin, Name.Attribute), NAME),
+    **dict.fromkeys((Name.Namespace, Name.Exception, Name.Label), NAME),
+    **dict.fromkeys((String, Generic.Inserted), STRING),
+    **dict.fromkeys((Number, Name.Constant, Name.Variable), NUMBER),
+    **dict.fromkeys((Comment, Generic.Prompt, Generic.Output), COMMENT),
+    Generic.Deleted: REMOVED,
+}
 STYLE_PROPERTIES = {"color", "background-color", "font-weight", "font-style", "text-align", "text-decoration"}
 PLAIN_STYLE = re.compile(r"[\w\s#:;,.%-]*")
 SCHEMES = {"http", "https", "mailto"}
@@ -205,8 +233,28 @@ def _web_code(renderer: Any, tokens: Sequence[Token], index: int, options: Any, 
 
 
 def _mail_code(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-    code = _highlight(tokens[index].content, _language(tokens[index]), MAIL_FORMATTER)
-    return f'<pre class="code"><code>{code}</code></pre>\n'
+    code = _color(tokens[index].content.strip("\n"), _language(tokens[index]))
+    return f"{_box('code')}<pre>{code}</pre>{BOX_END}"
+
+
+def _box(kind: str) -> str:
+    """Open a box of one cell: Outlook gives padding and a background to nothing else."""
+    return f'<table class="{kind}" role="presentation" width="100%" cellpadding="14" cellspacing="0"><tr><td>'
+
+
+BOX_END = "</td></tr></table>\n"
+
+
+def _alert_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return _box(f"alert {tokens[index].info.lower()}")
+
+
+def _alert_close(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return BOX_END
+
+
+def _alert_title(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return '<p class="alert-title">'
 
 
 def _language(token: Token) -> str:
@@ -214,11 +262,39 @@ def _language(token: Token) -> str:
 
 
 def _highlight(code: str, language: str, formatter: HtmlFormatter[str]) -> str:
+    lexer = _lexer(language)
+    return highlight(code, lexer, formatter) if lexer else html.escape(code)
+
+
+def _lexer(language: str) -> Lexer | None:
     try:
-        lexer = get_lexer_by_name(language, stripnl=False)
+        return get_lexer_by_name(language, stripnl=False)
     except ClassNotFound:
-        return html.escape(code)
-    return highlight(code, lexer, formatter)
+        return None
+
+
+def _color(code: str, language: str) -> str:
+    """Return code with its colours in the text: what has one colour in one span, and most of it in none."""
+    lexer = _lexer(language)
+    runs: list[tuple[str, str]] = []
+    for kind, text in lexer.get_tokens(code) if lexer else ():
+        color = runs[-1][0] if runs and text.isspace() else _color_of(kind)
+        before = runs.pop()[1] if runs and runs[-1][0] == color else ""
+        runs.append((color, before + text))
+    return "".join(_run(*run) for run in runs).removesuffix("\n") if lexer else html.escape(code)
+
+
+def _run(color: str, text: str) -> str:
+    words = text.rstrip()
+    return (
+        f'<span style="color:{color}">{html.escape(words)}</span>{text[len(words) :]}' if color else html.escape(text)
+    )
+
+
+@cache
+def _color_of(kind: _TokenType) -> str:
+    """Return the colour of a kind of token, or of the nearest kind that it belongs to; empty where it has none."""
+    return next((COLOR_OF[part][0] for part in reversed(kind.split()) if part in COLOR_OF), "")
 
 
 def _table_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
@@ -238,6 +314,23 @@ def _aligned_cell(renderer: Any, tokens: Sequence[Token], index: int, options: A
     return str(renderer.renderToken(tokens, index, options, env))
 
 
+def _mail_table_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return '<div class="wide"><table border="1" frame="hsides" rules="rows" cellpadding="6" cellspacing="0">'
+
+
+def _mail_table_close(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return "</table></div>\n"
+
+
+def _mail_cell(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """Say a column's alignment by an attribute, the shortest way; a head without one is to the left like its cells."""
+    token = tokens[index]
+    align = str(token.attrs.pop("style", "")).rpartition(":")[2] or "left"
+    if token.tag == "th" or align != "left":
+        token.attrSet("align", align)
+    return str(renderer.renderToken(tokens, index, options, env))
+
+
 def _web_image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
     tokens[index].attrSet("loading", "lazy")
     _set_size(tokens[index], most=None)
@@ -249,15 +342,58 @@ def _mail_image(renderer: Any, tokens: Sequence[Token], index: int, options: Any
     return str(renderer.image(tokens, index, options, env))
 
 
+def _mail_raw(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return RAW_IMAGE.sub(_raw_image, _raw(renderer, tokens, index, options, env))
+
+
+def _raw_image(found: re.Match[str]) -> str:
+    """Let an image in raw HTML fit a mail; of two attributes of a name the sanitiser keeps the first."""
+    tag, said = found[0], _said(found[0])
+    width, height = (int(said[name]) if said.get(name, "").isdecimal() else 0 for name in ("width", "height"))
+    size = image_size(said.get("src", "")) or (width, height)
+    more = "" if "alt" in said else ' alt=""'
+    if all(size):
+        shown = min(width or size[0], MAIL_IMAGE_WIDTH)
+        more += f' width="{shown}" height="{round(size[1] * shown / size[0])}"'
+    return f"<img{more} {tag[4:]}"
+
+
+def _said(tag: str) -> dict[str, str]:
+    """Return the attributes of a raw tag that have values."""
+    return {name.lower(): html.unescape("".join(value)) for name, *value in reversed(RAW_ATTRIBUTE.findall(tag))}
+
+
+def _mail_heading(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    anchor = _anchor(str(tokens[index].attrs.pop("id", "")))
+    return f"{renderer.renderToken(tokens, index, options, env)}{anchor}"
+
+
+def _anchor(name: str) -> str:
+    """Return a target for links that every mail program finds: an empty anchor with a name."""
+    return f'<a name="{html.escape(name)}"></a>'
+
+
+def _mail_link(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """Let a link within the text find its target, whose name has the text's prefix."""
+    href = str(tokens[index].attrGet("href") or "")
+    if href.startswith("#"):
+        tokens[index].attrSet("href", f"#{env.get('prefix', '')}{href[1:]}")
+    return str(renderer.renderToken(tokens, index, options, env))
+
+
+def _mail_paragraph(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return f"{renderer.renderToken(tokens, index, options, env)}{tokens[index].meta.get('anchor', '')}"
+
+
 def _set_size(token: Token, *, most: int | None) -> None:
     """Name the size of one of our own images, so that nothing jumps while it loads."""
-    if size := _size(str(token.attrGet("src") or "")):
+    if size := image_size(str(token.attrGet("src") or "")):
         width = min(size[0], most or size[0])
         token.attrSet("width", str(width))
         token.attrSet("height", str(round(size[1] * width / size[0])))
 
 
-def _size(src: str) -> tuple[int, int] | None:
+def image_size(src: str) -> tuple[int, int] | None:
     """Return the width and height in pixels of one of our own images, None of any other."""
     try:
         path = urlsplit(src.removeprefix(settings.SITE_URL)).path
@@ -276,6 +412,30 @@ def _footnote_back(renderer: Any, tokens: Sequence[Token], index: int, options: 
     return f' <a href="#fnref{name}{again}" class="footnote-backref" aria-label="{label}">\u21a9\ufe0e</a>'
 
 
+def _mail_footnote_ref(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    name = renderer.rules["footnote_anchor_name"](tokens, index, options, env)
+    meta = tokens[index].meta
+    anchor = _anchor(f"fnref{name}:{meta['subId']}" if meta.get("subId", 0) > 0 else f"fnref{name}")
+    return f'{anchor}<sup><a href="#fn{name}">[{meta["id"] + 1}]</a></sup>'
+
+
+def _mail_footnote_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """Open a footnote; its anchor goes into its first paragraph, since it would push the number away before it."""
+    name = renderer.rules["footnote_anchor_name"](tokens, index, options, env)
+    if tokens[index + 1].type != "paragraph_open":
+        return f"<li>{_anchor(f'fn{name}')}"
+    tokens[index + 1].meta["anchor"] = _anchor(f"fn{name}")
+    return "<li>"
+
+
+def _mail_footnotes_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return '<div class="footnotes"><ol>\n'
+
+
+def _mail_footnotes_close(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return "</ol></div>\n"
+
+
 def _footnotes_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
     return f'<section class="footnotes" role="region" aria-label="{_("Footnotes")}">\n<ol>\n'
 
@@ -290,9 +450,9 @@ def _cleaner(target: str) -> Callable[[str], str]:
     mail = target == "email"
     cleaner = nh3.Cleaner(
         tags=TAGS,
-        attributes=ATTRIBUTES | STYLED if mail else ATTRIBUTES,
+        attributes=MAIL_ATTRIBUTES if mail else ATTRIBUTES,
         url_schemes=SCHEMES,
-        link_rel="noopener noreferrer",
+        link_rel=None if mail else "noopener noreferrer",
         filter_style_properties=STYLE_PROPERTIES if mail else set(),
         attribute_filter=_mail_attribute if mail else None,
     )
@@ -300,13 +460,18 @@ def _cleaner(target: str) -> Callable[[str], str]:
 
 
 def _mail_attribute(tag: str, attribute: str, value: str) -> str | None:
-    """Make addresses whole, and drop a style with more than plain values: the sanitiser looks at their names only."""
+    """Make addresses whole, and drop classes of others and styles with more than plain values.
+
+    The sanitiser looks at the names of styles only.
+    """
+    if attribute == "class":
+        return value if value in MAIL_CLASSES else None
     if attribute == "style":
         return value if PLAIN_STYLE.fullmatch(value) else None
-    return _absolute(value) if attribute in ("href", "src") else value
+    return absolute(value) if attribute in ("href", "src") else value
 
 
-def _absolute(address: str) -> str:
+def absolute(address: str) -> str:
     """Make an address of our own whole: a mail has no page to be relative to."""
     try:
         own = not address.startswith("#") and not urlsplit(address).scheme
@@ -316,16 +481,12 @@ def _absolute(address: str) -> str:
 
 
 WEB_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
-MAIL_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True, noclasses=True, style="github-dark")
-SHARED_RULES = {
-    "html_inline": _raw,
-    "html_block": _raw,
-    "footnote_anchor": _footnote_back,
-    "footnote_block_open": _footnotes_open,
-}
 RULES: dict[str, dict[str, Callable[..., str]]] = {
     "web": {
-        **SHARED_RULES,
+        "html_inline": _raw,
+        "html_block": _raw,
+        "footnote_anchor": _footnote_back,
+        "footnote_block_open": _footnotes_open,
         "heading_close": _permalink,
         "fence": _web_code,
         "code_block": _web_code,
@@ -336,10 +497,26 @@ RULES: dict[str, dict[str, Callable[..., str]]] = {
         "image": _web_image,
     },
     "email": {
-        **SHARED_RULES,
+        "html_inline": _mail_raw,
+        "html_block": _mail_raw,
+        "heading_open": _mail_heading,
+        "paragraph_open": _mail_paragraph,
+        "link_open": _mail_link,
         "fence": _mail_code,
         "code_block": _mail_code,
+        "alert_open": _alert_open,
+        "alert_close": _alert_close,
+        "alert_title_open": _alert_title,
+        "table_open": _mail_table_open,
+        "table_close": _mail_table_close,
+        "th_open": _mail_cell,
+        "td_open": _mail_cell,
         "image": _mail_image,
+        "footnote_ref": _mail_footnote_ref,
+        "footnote_anchor": _footnote_back,
+        "footnote_open": _mail_footnote_open,
+        "footnote_block_open": _mail_footnotes_open,
+        "footnote_block_close": _mail_footnotes_close,
     },
 }
 PARSERS = {target: _parser(target) for target in RULES}
@@ -380,16 +557,17 @@ def _wrap(text: str, width: int) -> str:
 
 
 def _inline(node: SyntaxTreeNode) -> str:
-    return "".join(_span(child) for child in node.children)
+    raw = _Raw()
+    return "".join(raw.write(child.content) if child.type == "html_inline" else _span(child) for child in node.children)
 
 
 def _span(node: SyntaxTreeNode) -> str:
     if node.type == "link":
         return _link(_inline(node), str(node.attrs.get("href", "")))
     if node.type == "image":
-        return f"[{node.content or _('image')}]"
+        return _picture(node.content)
     if node.type == "footnote_ref":
-        return f"[{node.meta['label']}]" if "label" in node.meta else f"[{node.meta['id'] + 1}]"
+        return f"[{node.meta['id'] + 1}]"
     if node.type in SIGNS:
         return SIGNS[node.type]
     if node.type in AROUND:
@@ -397,13 +575,58 @@ def _span(node: SyntaxTreeNode) -> str:
     return _inline(node) if node.children else node.content
 
 
-SIGNS = {"softbreak": " ", "hardbreak": "\n", "html_inline": "", "footnote_anchor": ""}
+SIGNS = {"softbreak": " ", "hardbreak": "\n", "footnote_anchor": ""}
 AROUND = {"em": "_", "strong": "*", "s": "~"}
 
 
 def _link(text: str, href: str) -> str:
-    url = _absolute(href)
-    return url if text and url.endswith(text) else f"{text} <{url}>"
+    """Return a link's words and where it leads; within the text it leads nowhere, and an address is its own words."""
+    url = absolute(href)
+    if not href or href.startswith("#"):
+        return text
+    if text in ("", url, url.partition("://")[2]):
+        return url
+    return text if url == f"mailto:{text}" else f"{text} <{url}>"
+
+
+def _picture(alt: str) -> str:
+    return _("[Image: %(alt)s]") % {"alt": alt} if alt else _("[Image]")
+
+
+class _Raw:
+    """Writes raw tags as plain text, one after the other: where links lead and what images show stays known."""
+
+    def __init__(self) -> None:
+        self._hrefs: list[str] = []
+
+    def write(self, tag: str) -> str:
+        found = RAW_TAG.match(tag)
+        if not found:
+            return ""
+        name = found[2].lower()
+        if found[1]:
+            return self._link_end() if name == "a" else RAW_ENDS.get(name, "")
+        if name == "a":
+            self._hrefs.append(_said(tag).get("href", ""))
+        return _picture(_said(tag).get("alt", "")) if name == "img" else RAW_BEGINS.get(name, "")
+
+    def _link_end(self) -> str:
+        href = self._hrefs.pop() if self._hrefs else ""
+        return f" <{absolute(href)}>" if href and not href.startswith("#") else ""
+
+
+RAW_BEGINS = {"br": "\n", "li": "\n- ", "hr": "\n\n* * *\n\n"}
+RAW_ENDS = {"td": "  ", "th": "  ", "tr": "\n"} | dict.fromkeys(
+    ("blockquote", "div", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul"), "\n\n"
+)
+
+
+def _raw_html(node: SyntaxTreeNode, width: int) -> str:
+    raw = _Raw()
+    pieces = re.split(r"(<[^<>]*>)", re.sub(r"\s+", " ", node.content))
+    text = "".join(raw.write(piece) if n % 2 else html.unescape(piece) for n, piece in enumerate(pieces))
+    lines = "\n".join(line.strip() for line in text.split("\n")).strip()
+    return _wrap(re.sub(r"\n{3,}", "\n\n", lines), width)
 
 
 def _heading(node: SyntaxTreeNode, width: int) -> str:
@@ -416,7 +639,11 @@ def _code(node: SyntaxTreeNode, width: int) -> str:
 
 
 def _quote(node: SyntaxTreeNode, width: int) -> str:
-    return textwrap.indent(_blocks(node.children, width - 2), "> ", lambda line: True)
+    return _quoted(_blocks(node.children, width - 2))
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
 
 
 def _list(node: SyntaxTreeNode, width: int) -> str:
@@ -436,10 +663,15 @@ def _item(node: SyntaxTreeNode, bullet: str, width: int) -> str:
 def _table(node: SyntaxTreeNode, width: int) -> str:
     rows = [[_inline(cell.children[0]) for cell in row.children] for part in node.children for row in part.children]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    if sum(widths) + 3 * len(widths) > width:
+    if sum(widths) + 2 * (len(widths) - 1) > width:
         return _narrow_table(rows)
-    lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in rows]
+    numbers = ["right" in str(cell.attrs.get("style", "")) for cell in node.children[0].children[0].children]
+    lines = ["  ".join(map(_cell, row, widths, numbers)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * size for size in widths), *lines[1:]])
+
+
+def _cell(text: str, size: int, right: bool) -> str:
+    return text.rjust(size) if right else text.ljust(size)
 
 
 def _narrow_table(rows: list[list[str]]) -> str:
@@ -454,20 +686,18 @@ def _rule(node: SyntaxTreeNode, width: int) -> str:
     return "* * *"
 
 
-def _raw_html(node: SyntaxTreeNode, width: int) -> str:
-    return html.unescape(re.sub(r"<[^<>]*>", "", node.content)).strip()
-
-
 def _alert(node: SyntaxTreeNode, width: int) -> str:
-    return _quote(node, width)
+    title, *blocks = node.children
+    return _quoted(f"{_inline(title.children[0]).upper()}\n{_blocks(blocks, width - 2)}")
 
 
 def _footnote(node: SyntaxTreeNode, width: int) -> str:
-    return _item(node, f"[{node.meta.get('label', node.meta['id'] + 1)}] ", width)
+    return _item(node, f"[{node.meta['id'] + 1}] ", width)
 
 
 def _footnotes(node: SyntaxTreeNode, width: int) -> str:
-    return "--\n" + "\n".join(_footnote(child, width) for child in node.children)
+    head = _("Footnotes")
+    return "\n".join([head, "-" * len(head), *(_footnote(child, width) for child in node.children)])
 
 
 BLOCKS: dict[str, Callable[[SyntaxTreeNode, int], str]] = {

@@ -1,5 +1,6 @@
 """Markdown becomes HTML that carries no script, for web and mail, and plain text."""
 
+import colorsys
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from PIL import Image
 
-from posts import images, markdown
+from posts import images, markdown, theme
 
 TARGETS = ["web", "email"]
 CORPORA = os.environ.get("CORPORA_DIR", "")
@@ -126,6 +127,8 @@ def test_every_example_of_the_specifications_is_rendered_harmlessly() -> None:
         "|a" * 500 + "|\n" + "|-" * 500 + "|\n" + ("|a" * 500 + "|\n") * 50,
         "[a]: b\n" * 20_000,
         "~~a " * 30_000,
+        "<p><img " + "a" * 200_000 + ">",
+        "<p><img " + 'a="' * 60_000 + ">",
     ],
 )
 def test_hostile_text_costs_a_moment_only(text: str) -> None:
@@ -160,7 +163,37 @@ def test_code_has_classes_on_the_web_and_colours_in_the_mail() -> None:
     assert 'aria-label="Code in python"' in markdown.render(text)
     assert 'tabindex="0"' in markdown.render(text)
     assert re.search(r'<span style="color:#\w{6}">1</span>', markdown.render(text, "email"))
-    assert "class=" not in re.sub('<pre class="code">', "", markdown.render(text, "email"))
+    assert "class=" not in markdown.render(text, "email").replace('<table class="code"', "")
+
+
+def test_code_in_a_mail_has_a_span_for_a_run_of_one_colour_and_none_for_what_is_plain() -> None:
+    html = markdown.render("```python\n\ndef run(size, *, until):\n    return size + until\n```", "email")
+    assert re.findall(r'<span style="color:(#\w{6})">([^<]*)</span>', html) == [
+        (markdown.KEYWORD[0], "def"), (markdown.NAME[0], "run"), (markdown.KEYWORD[0], "return"),
+    ]  # fmt: skip
+    assert "<pre><span" in html
+    assert "until</pre>" in html
+    words = re.sub("<[^>]*>", "", html)
+    assert words == "def run(size, *, until):\n    return size + until\n"
+
+
+def colors_on(ground: str, *, dark: bool) -> list[float]:
+    return [theme.contrast(pair[dark], ground) for pair in markdown.CODE_COLORS]
+
+
+def inverted(color: str) -> str:
+    """As mail programs do that turn light to dark themselves: the lightness the other way round, the hue as it is."""
+    hue, light, full = colorsys.rgb_to_hls(*(part / 255 for part in theme.parse(color)))
+    return "#" + "".join(f"{round(part * 255):02x}" for part in colorsys.hls_to_rgb(hue, 1 - light, full))
+
+
+def test_the_colours_of_code_can_be_read_on_light_dark_and_inverted_grounds() -> None:
+    assert min(colors_on("#f3f1eb", dark=False)) >= 4.5
+    assert min(colors_on("#ffffff", dark=False)) >= 4.5
+    assert min(colors_on("#272d33", dark=True)) >= 4.5
+    for ground in ("#f3f1eb", "#ffffff"):
+        assert min(theme.contrast(inverted(ink), inverted(ground)) for ink, _dark in markdown.CODE_COLORS) >= 4.5
+    assert min(colors_on("#272d33", dark=False)) < 4.5
 
 
 def test_code_in_an_unknown_language_stands_as_written() -> None:
@@ -171,20 +204,32 @@ def test_a_table_scrolls_within_the_page_and_aligns_by_class() -> None:
     html = markdown.render("|a|b|\n|:-|-:|\n|1|2|")
     assert '<div class="table-scroll" role="region" aria-label="Table" tabindex="0"><table>' in html
     assert '<td class="align-right">2</td>' in html
-    assert 'style="text-align:right"' in markdown.render("|a|b|\n|:-|-:|\n|1|2|", "email")
+    mail = markdown.render("|a|b|\n|:-|-:|\n|1|2|", "email")
+    assert re.findall("<t[hd].*?</t[hd]>", mail) == [
+        '<th align="left">a</th>', '<th align="right">b</th>', "<td>1</td>", '<td align="right">2</td>',
+    ]  # fmt: skip
 
 
 def test_headings_have_ids_unique_in_the_text_and_links_to_them_on_the_web_only() -> None:
     text = "## Vacuum\n\n## Vacuum"
     assert re.findall(r'<h2 id="([^"]+)"', markdown.render(text)) == ["vacuum", "vacuum-2"]
     assert 'href="#vacuum-2"' in markdown.render(text)
-    assert "<a" not in markdown.render(text, "email")
+    assert "href" not in markdown.render(text, "email")
+
+
+def test_a_link_within_a_mail_leads_to_an_empty_anchor_with_a_name() -> None:
+    html = markdown.render("[there](#vacuum)\n\n## Vacuum\n\nOne.[^1]\n\n[^1]: Note.", "email", prefix="p7-")
+    assert '<a href="#p7-vacuum">there</a>' in html
+    assert '<h2><a name="p7-vacuum"></a>Vacuum</h2>' in html
+    assert 'One.<a name="fnref-p7-1"></a><sup><a href="#fn-p7-1">[1]</a></sup>' in html
+    assert '<li><p><a name="fn-p7-1"></a>Note. <a href="#fnref-p7-1"' in html
+    assert " id=" not in html
 
 
 def test_a_prefix_keeps_the_ids_of_two_texts_apart() -> None:
     text = "## Vacuum\n\nOne.[^1]\n\n[^1]: Note."
     ids = [
-        set(re.findall(r' id="([^"]+)"', markdown.render(text, target, prefix=prefix)))
+        set(re.findall(r' (?:id|name)="([^"]+)"', markdown.render(text, target, prefix=prefix)))
         for target in TARGETS
         for prefix in ("p1-", "p2-")
     ]
@@ -196,7 +241,7 @@ def test_a_prefix_keeps_the_ids_of_two_texts_apart() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_link_within_the_text_finds_its_target(target: str) -> None:
     html = markdown.render("## A\n\nOne.[^1] Two.[^1] Three.[^x]\n\n[^1]: Note.\n[^x]: Other.", target, prefix="p7-")
-    ids = re.findall(r' id="([^"]+)"', html)
+    ids = re.findall(r' (?:id|name)="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
     assert 'aria-label="Back to the text"' in html
@@ -226,7 +271,23 @@ def test_an_image_of_our_own_says_its_size() -> None:
     web, mail = (markdown.render(f"![Wide]({url})", target) for target in TARGETS)
     assert 'width="1120" height="400"' in web
     assert 'loading="lazy"' in web
-    assert 'width="560" height="200"' in mail
+    assert 'width="544" height="194"' in mail
+    raw = markdown.render(f"<img src='{url}'> and <img src={url} width=200 alt=Wide>", "email")
+    assert '<img alt="" width="544" height="194" src="http' in raw
+    assert '<img width="200" height="71" src="http' in raw
+
+
+def test_an_image_from_elsewhere_that_says_its_size_is_made_to_fit_a_mail() -> None:
+    html = markdown.render('<img src="https://example.com/a.png" width="1088" height="100" alt="A">', "email")
+    assert 'width="544" height="50"' in html
+    assert 'src="https://example.com/a.png" width="100%"' in markdown.render(
+        '<img src="https://example.com/a.png" width="100%">', "email"
+    )
+
+
+def test_a_mail_has_no_classes_but_those_of_its_own_look() -> None:
+    html = markdown.render('<p class="sheet">a</p>\n\n> [!TIP]\n> b', "email")
+    assert re.findall('class="(.*?)"', html) == ["alert tip", "alert-title"]
 
 
 @pytest.mark.parametrize("address", ["/media/../../etc/passwd", "/media/%00", "/media/", "http://[", "/media/none.png"])
@@ -259,12 +320,36 @@ select 1;  -- a line that is longer than the seventy-two columns that text is wr
 def test_plain_text_reads_without_html() -> None:
     text = markdown.render_text(TEXT)
     assert text.startswith("Why _vacuum_\n---")
-    assert "A link <https://example.com/a> and code, [a chart].[1]" in text
+    assert "A link <https://example.com/a> and code, [Image: a chart].[1]" in text
     assert "- one\n- two" in text
     assert "> Quoted." in text
     assert "    select 1;  -- a line that is longer" in text
     assert "a  b\n-  -\n1  2" in text
-    assert text.endswith("[1] The note.")
+    assert text.endswith("Footnotes\n---------\n[1] The note.")
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("[vacuum](https://example.com/vacuum)", "vacuum <https://example.com/vacuum>"),
+        ("<https://example.com/a>", "https://example.com/a"),
+        ("[example.com/a](https://example.com/a)", "https://example.com/a"),
+        ("<me@example.com>", "me@example.com"),
+        ("[below](#part)", "below"),
+        ("[![A](/a.png)](https://example.com/)", "[Image: A] <https://example.com/>"),
+        (
+            'One<br>two <a href="https://example.com/?a=1&amp;b=2">three</a>',
+            "One\ntwo three <https://example.com/?a=1&b=2>",
+        ),
+        ("<p>One\nand <b>two</b></p><ul><li>a</li><li>b &amp; c</li></ul>", "One and two\n\n- a\n- b & c"),
+        ('<div><img src="a.png" alt="A"><img src="b.png"></div>', "[Image: A][Image]"),
+        ("> [!NOTE]\n> One\n>\n> two", "> NOTE\n> One\n>\n> two"),
+        ("|a|much|\n|-|-:|\n|one|2|", "a    much\n---  ----\none     2"),
+        ("One[^x] two[^y]\n\n[^y]: Y\n[^x]: X", "One[1] two[2]\n\nFootnotes\n---------\n[1] X\n[2] Y"),
+    ],
+)
+def test_plain_text_says_what_the_html_says(written: str, plain: str) -> None:
+    assert markdown.render_text(written) == plain
 
 
 def test_plain_text_is_wrapped_but_never_breaks_an_address() -> None:
