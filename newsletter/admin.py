@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
 from csp.constants import NONE, SELF, UNSAFE_INLINE
@@ -10,9 +12,8 @@ from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
-from django.core.validators import validate_email
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
 from django.urls import URLPattern, path
@@ -23,16 +24,16 @@ from django.views.decorators.clickjacking import xframe_options_sameorigin
 from django.views.decorators.http import require_POST, require_safe
 from unfold.admin import ModelAdmin, TabularInline
 
-from newsletter import delivery, history, message, reconciliation, rendering, sweeper, tasks
-from newsletter.models import Delivery, DeliveryEvent, Issue, IssuePost, Slot
+from newsletter import composing, delivery, history, preflight, reconciliation, rendering, schedule, sweeper, tasks
+from newsletter.forms import IssueForm, IssuePostForm, IssuePosts
+from newsletter.models import Delivery, DeliveryEvent, Issue, IssuePost, PreviewGroup, Slot, validate_recipient
 from newsletter.progress import Progress
-from posts.admin import MarkdownEditor
+from newsletter.templatetags.instants import in_zone
 from posts.models import Publication
 from subscribers import instance
 from subscribers.admin import ReadOnly
 from subscribers.models import Subscriber
 
-SLOTS_SHOWN = 8
 UNKNOWN_A_PAGE = 100
 # The preview is a mail: its styles are inline, and nothing in it may run.
 PREVIEW_POLICY = {
@@ -57,6 +58,10 @@ class SlotAdmin(ModelAdmin):
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whoever moves a date moves the issue in it."""
+        return _may_send(request) and super().has_change_permission(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -95,9 +100,20 @@ class SlotAdmin(ModelAdmin):
 
 class IssuePostInline(TabularInline):
     model = IssuePost
+    form = IssuePostForm
+    formset = IssuePosts
     fields = ["position", "post", "mode"]
-    autocomplete_fields = ["post"]
+    ordering_field = "position"
+    hide_title = True
     extra = 1
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[IssuePost]:
+        return (
+            super()
+            .get_queryset(request)
+            .select_related("post", "issue")
+            .only("issue__subject", "issue__number", "post__title", "position", "mode")
+        )
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return _open_to_change(obj) and super().has_add_permission(request, obj)
@@ -113,11 +129,8 @@ def _open_to_change(issue: Issue | None) -> bool:
     return issue is None or issue.is_editable
 
 
-class IssueForm(forms.ModelForm):
-    class Meta:
-        model = Issue
-        fields = ["subject", "preheader", "introduction"]
-        widgets = {"introduction": MarkdownEditor()}
+class Saved(HttpResponseRedirect):
+    """What the form says is saved, and the pressed button is to be obeyed once that is committed."""
 
 
 @admin.register(Issue)
@@ -131,10 +144,13 @@ class IssueAdmin(ModelAdmin):
     search_fields = ["subject"]
     inlines = [IssuePostInline]
     warn_unsaved_form = True
+    list_before_template = "admin/newsletter/_compose.html"
     change_form_outer_before_template = "admin/newsletter/issue_panel.html"
+    change_form_before_template = "admin/newsletter/_issue_inbox.html"
+    change_form_outer_after_template = "admin/newsletter/issue_after.html"
 
     class Media:
-        js = [forms.Script("newsletter/counts.js", type="module")]
+        js = [forms.Script(f"newsletter/{name}.js", type="module") for name in ("counts", "inbox")]
         css = {"all": ["newsletter/issue.css"]}
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -146,13 +162,14 @@ class IssueAdmin(ModelAdmin):
 
     def save_model(self, request: HttpRequest, obj: Issue, form: Any, change: bool) -> None:
         if change:
-            obj.save(update_fields=["subject", "preheader", "introduction"])
+            obj.save(update_fields=["subject", "preheader", "introduction", "count_clicks"])
         else:
             obj.save()
 
     def get_urls(self) -> list[URLPattern]:
         guard = self.admin_site.admin_view
         return [
+            path("compose/", guard(self.compose), name="newsletter_issue_compose"),
             path("<int:pk>/act/", guard(self.act), name="newsletter_issue_act"),
             path("<int:pk>/counts/", guard(self.counts), name="newsletter_issue_counts"),
             path("<int:pk>/preview/", guard(self.preview), name="newsletter_issue_preview"),
@@ -162,28 +179,67 @@ class IssueAdmin(ModelAdmin):
             *super().get_urls(),
         ]
 
-    def change_view(
-        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        form.instance.renumber_posts()
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        context = {**(extra_context or {}), "ready_posts": composing.ready_posts()}
+        return super().changelist_view(request, context)
+
+    @method_decorator(require_POST)
+    def compose(self, request: HttpRequest) -> HttpResponse:
+        """Make a draft of the posts that are ready."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        try:
+            issue = composing.propose()
+        except ValidationError as error:
+            messages.error(request, " ".join(error.messages))
+            return redirect("admin:newsletter_issue_changelist")
+        messages.success(request, _("Here is a draft of what is ready: change it as you like, then choose a date."))
+        return redirect("admin:newsletter_issue_change", issue.pk)
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        issue = Issue.objects.filter(pk=object_id).first() if object_id.isdecimal() else None
-        context = {**(extra_context or {}), **(_panel(issue) if issue else {})}
-        context["may_send"] = _may_send(request)
-        return super().change_view(request, object_id, form_url, context)
+        """Show the form and what belongs to it; a pressed button is obeyed after what was typed is saved."""
+        issue = Issue.objects.filter(pk=object_id).first() if object_id and object_id.isdecimal() else None
+        if request.method == "POST" and issue and not issue.is_editable:
+            messages.error(request, _("The issue has begun to be sent: what you typed came too late and is not in it."))
+            return redirect("admin:newsletter_issue_change", issue.pk)
+        context = {**(extra_context or {}), **(_panel(issue) if issue else {}), "may_send": _may_send(request)}
+        context["inbox"] = [composing.without_holes(text) for text in (issue.subject, issue.preheader)] if issue else []
+        context["acts_form"] = "issue_form" if self.has_change_permission(request, issue) else "issue_acts"
+        response = super().changeform_view(request, object_id, form_url, context)
+        if isinstance(response, Saved) and issue:
+            return self.obey(request, Issue.objects.get(pk=issue.pk))
+        return response
+
+    def response_add(self, request: HttpRequest, obj: Issue, post_url_continue: Any = None) -> HttpResponse:
+        """A new draft is gone on with on its own page, where the dates and the preview are."""
+        messages.success(request, _("The draft is saved."))
+        return redirect("admin:newsletter_issue_change", obj.pk)
+
+    def response_change(self, request: HttpRequest, obj: Issue) -> HttpResponse:
+        return Saved(request.path) if request.POST.get("act") else super().response_change(request, obj)
 
     @method_decorator(require_POST)
     def act(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Do what the pressed button says; a refusal is shown in words on the issue's page."""
-        issue = get_object_or_404(Issue, pk=pk)
-        name = request.POST.get("act", "")
-        if not _may_send(request):
+        return self.obey(request, get_object_or_404(Issue, pk=pk))
+
+    def obey(self, request: HttpRequest, issue: Issue) -> HttpResponse:
+        """Do what the pressed button says, such as “schedule:7”; a refusal is shown in words on the issue's page."""
+        name, _colon, which = request.POST.get("act", "").partition(":")
+        if not (_may_send(request) or (name == "mine" and self.has_change_permission(request, issue))):
             raise PermissionDenied
         if name in CONFIRMED and "sure" not in request.POST:
             return self.ask(request, issue, name)
         try:
-            messages.success(request, self.carry_out(issue, name, request))
+            messages.success(request, self.carry_out(issue, name, which, request))
         except ValidationError as error:
             messages.error(request, " ".join(error.messages))
-        return redirect("admin:newsletter_issue_change", pk)
+        return redirect("admin:newsletter_issue_change", issue.pk)
 
     def ask(self, request: HttpRequest, issue: Issue, name: str) -> HttpResponse:
         """Say whom the act concerns, and ask whether it is meant."""
@@ -194,15 +250,19 @@ class IssueAdmin(ModelAdmin):
         left_out = issue.counts().resendable - concerned if name == "resend" else 0
         return self.show(request, issue, "sure", {"act": name, "concerned": concerned, "left_out": left_out})
 
-    def carry_out(self, issue: Issue, name: str, request: HttpRequest) -> str:
+    def carry_out(self, issue: Issue, name: str, which: str, request: HttpRequest) -> str:
         """Carry out one act and return what to tell the author. Raises ValidationError."""
         if name == "schedule":
-            delivery.schedule(issue, get_object_or_404(Slot, pk=_number(request.POST.get("slot", ""))))
+            delivery.schedule(issue, _slot(which or request.POST.get("slot", "")))
         elif name == "now":
             delivery.send_now(issue)
             tasks.hint([issue.pk])
-        elif name == "test":
-            return _send_test(issue, request.POST.get("to", ""))
+        elif name in TESTS:
+            return _send_tests(issue, TESTS[name](request, which))
+        elif name in CALENDAR:
+            return CALENDAR[name](request, _slot(which))
+        elif name in CHECKS:
+            return CHECKS[name](request, issue)
         elif name in MORE:
             return _send_more(issue, name)
         elif name in MOVES:
@@ -280,16 +340,37 @@ class IssueAdmin(ModelAdmin):
 
     @method_decorator([require_safe, xframe_options_sameorigin, csp(PREVIEW_POLICY)])
     def preview(self, request: HttpRequest, pk: int) -> HttpResponse:
-        return HttpResponse(rendering.preview_html(self.found(request, pk)))
+        return self.look(request, pk, rendering.preview_html, "text/html")
 
-    @method_decorator([require_safe, csp(PREVIEW_POLICY)])
+    @method_decorator([require_safe, xframe_options_sameorigin, csp(PREVIEW_POLICY)])
     def text(self, request: HttpRequest, pk: int) -> HttpResponse:
-        text = rendering.preview_text(self.found(request, pk))
-        return HttpResponse(text, content_type="text/plain; charset=utf-8")
+        return self.look(request, pk, rendering.preview_text, "text/plain")
+
+    def look(self, request: HttpRequest, pk: int, part: Callable[..., str], kind: str) -> HttpResponse:
+        """Answer a part of the mail, as a reader without a name or the one whose address was given gets it."""
+        issue = self.found(request, pk)
+        try:
+            shown = part(issue, _reader(request))
+        except (ValidationError, ValueError) as error:
+            shown, kind = " ".join(getattr(error, "messages", [str(error)])), "text/plain"
+        return HttpResponse(shown, content_type=f"{kind}; charset=utf-8")
 
 
 def _may_send(request: HttpRequest) -> bool:
     return request.user.has_perm("newsletter.send_issue")
+
+
+def _reader(request: HttpRequest) -> Subscriber | None:
+    """Return the reader as whom to look at a mail, if one was asked for. Raises ValidationError where there is none."""
+    words = request.GET.get("as", "").strip()
+    if not words:
+        return None
+    if not request.user.has_perm("subscribers.view_subscriber"):
+        raise PermissionDenied
+    reader = Subscriber.objects.filter(key=history.key_of(words) or words).first()
+    if reader is None:
+        raise ValidationError(_("No reader has the address “%(address)s”."), params={"address": words})
+    return reader
 
 
 def _readers() -> int:
@@ -316,14 +397,80 @@ CONFIRMED = {
 }
 
 
-def _send_test(issue: Issue, to: str) -> str:
-    validate_email(to)
+def _typed(request: HttpRequest, which: str) -> list[str]:
+    return [request.POST.get("to", "").strip()]
+
+
+def _own(request: HttpRequest, which: str) -> list[str]:
+    address = getattr(request.user, "email", "")
+    if not address:
+        raise ValidationError(_("Your account has no e-mail address: add one on the page of people."))
+    return [address]
+
+
+def _of_group(request: HttpRequest, which: str) -> list[str]:
+    return get_object_or_404(PreviewGroup, pk=_number(which)).recipients
+
+
+# To whom a test goes: to the address that was typed, to who presses the button, to a group.
+TESTS = {"test": _typed, "mine": _own, "group": _of_group}
+
+
+def _send_tests(issue: Issue, to: list[str]) -> str:
+    """Send a test to each address; raise ValidationError that says of each that failed why."""
+    for address in to:
+        validate_recipient(address)
+    failed = delivery.send_tests(issue, to)
+    went = [address for address in to if address not in failed]
+    told = str(_("A test went to %(to)s.") % {"to": ", ".join(went)}) if went else ""
+    if failed:
+        why = [_("Not to %(to)s: %(error)s.") % {"to": address, "error": said} for address, said in failed.items()]
+        raise ValidationError([told, *why] if told else [_("The mail server did not take the test."), *why])
+    return told
+
+
+def _slot(which: str) -> Slot:
+    return get_object_or_404(Slot, pk=_number(which))
+
+
+def _hold(request: HttpRequest, slot: Slot) -> str:
+    slot.hold()
+    return str(_("Nothing goes out on %(date)s.") % {"date": slot})
+
+
+def _release(request: HttpRequest, slot: Slot) -> str:
+    slot.release()
+    return str(_("%(date)s is open again.") % {"date": slot})
+
+
+def _move(request: HttpRequest, slot: Slot) -> str:
+    """Move a date to the local time that was typed. Raises ValidationError."""
+    typed, zone = request.POST.get(f"move_{slot.pk}", ""), Publication.current().zone
     try:
-        message.one_address(to)
+        wall = dt.datetime.fromisoformat(typed).replace(tzinfo=None)
     except ValueError as error:
-        raise ValidationError(_("Mail can't go to this address: %(to)s") % {"to": to}) from error
-    delivery.send_test(issue, to=to)
-    return str(_("A test went to %(to)s.") % {"to": to})
+        raise ValidationError(_("Write the new date and time as 2030-01-07 09:00.")) from error
+    slot.move(schedule.instant(wall.date(), wall.time(), zone))
+    return str(_("Moved to %(at)s.") % {"at": in_zone(slot.due_at, zone)})
+
+
+CALENDAR = {"hold": _hold, "release": _release, "move": _move}
+
+
+def _waive(request: HttpRequest, issue: Issue) -> str:
+    check_id, place, reason = (request.POST.get(name, "") for name in ("check", "place", "reason"))
+    preflight.waive(issue, check_id, place, reason, by=request.user.get_username())
+    return str(_("It may stand: your reason is kept with the issue."))
+
+
+def _ask_links(request: HttpRequest, issue: Issue) -> str:
+    """Ask the issue's links whether they answer. Raises ValidationError that names those that lead nowhere."""
+    if dead := preflight.dead_links(issue):
+        raise ValidationError(dead)
+    return str(_("Every link that could be asked answers."))
+
+
+CHECKS = {"waive": _waive, "links": _ask_links}
 
 
 def _number(text: str) -> int:
@@ -356,13 +503,38 @@ def _panel(issue: Issue) -> dict[str, Any]:
 def _desk(issue: Issue) -> dict[str, Any]:
     """Return what is to be decided while an issue can still be changed."""
     sweeper.ensure_slots()
+    slots = composing.dates()
     return {
         "issue": issue,
         "readers": _readers(),
-        "slots": Slot.objects.upcoming().open()[:SLOTS_SHOWN],
-        "missing": issue.missing().values(),
-        "size_kb": round(rendering.size_bytes(issue) / 1000),
+        "slots": slots,
+        "next_slot": composing.next_open(slots),
+        "queue": composing.queue(without=issue),
+        "groups": PreviewGroup.objects.all(),
+        **_fitness(issue),
     }
+
+
+def _fitness(issue: Issue) -> dict[str, Any]:
+    """Return what keeps the issue from going, in words, the size of its mail, and what preflight found."""
+    problems = [str(problem) for problem in issue.missing().values()]
+    try:
+        size = round(rendering.size_bytes(issue) / 1000)
+        return {"missing": problems, "size_kb": size, **preflight.panel(issue)}
+    except ValueError as error:
+        return {"missing": [*problems, str(error)]}
+
+
+@admin.register(PreviewGroup)
+class PreviewGroupAdmin(ModelAdmin):
+    """Who gets test mails together."""
+
+    list_display = ["name", "who"]
+    fields = ["name", "addresses"]
+
+    @admin.display(description=_("addresses"))
+    def who(self, group: PreviewGroup) -> str:
+        return ", ".join(group.recipients)
 
 
 class DeliveryEventInline(ReadOnly, TabularInline):
