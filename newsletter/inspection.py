@@ -207,7 +207,7 @@ def look_at(issue: Issue) -> Inspection:
         preheader=message.PLACEHOLDER.sub(TYPICAL.name, issue.preheader),
         html=template.html(TYPICAL) if template else "",
         text=template.text(TYPICAL) if template else "",
-        size=message.size_of_html(source) if source else 0,
+        size=len(template.html(message.LONGEST).encode()) if template else 0,
         texts=texts,
         entries=_entries(issue, items),
         last_subject=_last_subject(issue),

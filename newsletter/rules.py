@@ -316,8 +316,11 @@ def _is_inside(host: str) -> bool:
 
 @check("link-empty", WARNS)
 def link_empty(found: Inspection) -> Hits:
-    text = _("A link leads nowhere or has no words: “%(link)s”. Give it both, or take it out.")
-    return _of_links(found, lambda link: link.href.strip() in ("", "#") or not link.words, text)
+    for text, link in found.links:
+        if link.href.strip() in ("", "#") or not link.words:
+            shown = Truncator(link.words or link.href).chars(80)
+            words = _("The link “%(link)s” leads nowhere or has no words. Give it both, or take it out.")
+            yield Hit(text.spot.at(link.line), shown, words % {"link": shown})
 
 
 @check("link-lost", WARNS)
@@ -646,7 +649,7 @@ def text_black(found: Inspection) -> Hits:
 
 FILLED_IN = r"\{\{.*?\}\}|\{%.*?%\}|\*\|[A-Z][A-Z_:0-9]*\|\*|%recipient[._]\w+%|\[(?:FIRST|LAST)[ _]?NAME\]"
 PLACEHOLDERS = re.compile(FILLED_IN)
-TK = re.compile(r"(?<![\w-])(?:TK)+(?![\w-])")
+TK = re.compile(r"(?<![\w/-])(?:TK)+(?![\w/-])")
 TODO = re.compile(r"(?:^|[\[(])\s*(?:TODO|FIXME|XXX)\b(?!s?\s+(?:list|app|item|comment))|\b(?:TODO|FIXME|XXX):")
 LOREM = re.compile(r"\blorem ipsum\b", re.IGNORECASE)
 FOOTNOTE = re.compile(r"\[\^[^\]\s]+\]")
@@ -755,7 +758,7 @@ def heading_empty(found: Inspection) -> Hits:
 
 AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?i:aws_secret_access_key)\W{1,5}[A-Za-z0-9/+]{40}\b")
 GITHUB = re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,})")
-SLACK = re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}|hooks\.slack\.com/services/T\w+/B\w+/\w{20,}")
+SLACK = re.compile(r"\bxox[abeprs]-(?=[A-Za-z-]*\d)[A-Za-z0-9-]{10,}|hooks\.slack\.com/services/T\w+/B\w+/\w{20,}")
 PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?=[\s\S]{0,300}?[A-Za-z0-9+/=]{40})")
 JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{10,}")
 OTHER_TOKEN = re.compile(
