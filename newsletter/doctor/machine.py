@@ -188,6 +188,7 @@ def settings_checks(facts: Facts) -> Said:
     databases = [] if facts.why_no_database else ["default"]
     found = checks.run_checks(include_deployment_checks=True, databases=databases)
     bad = [each for each in found if each.level >= checks.WARNING and not each.is_silenced()]
+    bad.sort(key=lambda each: (-each.level, each.id or ""))
     if not bad:
         return ok(_("manage.py check --deploy --database default has nothing to say."))
     # Some go on for a paragraph behind the sentence that counts.
