@@ -138,6 +138,14 @@ class PostForm(forms.ModelForm):
         status = self.fields.get("status")
         if isinstance(status, forms.TypedChoiceField):
             status.choices = self.moves()
+        if "published_at" in self.fields:
+            self.fields["published_at"].help_text = _(
+                "By the clock of %(zone)s. With the status “scheduled”, it goes on the web at that instant by itself."
+            ) % {"zone": Publication.current().time_zone}
+        if "ready" in self.fields:
+            self.fields["ready"].help_text = _("The next issue is put together from what is ready.")
+        if "body" in self.fields:
+            self.fields["body"].help_text = ""  # the editor says it
 
     def moves(self) -> list[tuple[str, Any]]:
         """Return the states that the post may have next, its own first."""
@@ -172,7 +180,7 @@ class PostForm(forms.ModelForm):
 
 
 def label_of(name: str) -> str:
-    return capfirst(str(Post._meta.get_field(name).verbose_name))
+    return capfirst(str(getattr(Post._meta.get_field(name), "verbose_name", name)))
 
 
 @admin.register(Post)
@@ -210,7 +218,10 @@ class PostAdmin(ModelAdmin):
     def changeform_view(
         self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        return in_publications_time(super().changeform_view, request, object_id, form_url, extra_context)
+        response = in_publications_time(super().changeform_view, request, object_id, form_url, extra_context)
+        # The preview's frame inherits this page's policy, and a mail may show pictures from elsewhere.
+        response._csp_update = {"img-src": ["https:"]}  # type: ignore[attr-defined]  # where django-csp looks
+        return response
 
     def response_change(self, request: HttpRequest, obj: Post) -> HttpResponse:
         if "overwrite" not in request.POST:

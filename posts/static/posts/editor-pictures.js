@@ -67,8 +67,10 @@ export function takePictures(editor, area, token) {
   const take = (files) => {
     for (const file of files) {
       turn = turn.then(async () => {
+        const place = [area.selectionStart, area.selectionEnd]; // a modal dialog makes the browser forget it
         const markdown = await ask(editor, file, token);
         area.focus();
+        area.setSelectionRange(...place);
         if (markdown) type(area, markdown);
       });
     }
