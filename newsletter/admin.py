@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from csp.constants import NONE, SELF, UNSAFE_INLINE
@@ -29,6 +30,7 @@ from newsletter.forms import IssueForm, IssuePostForm, IssuePosts
 from newsletter.models import Delivery, DeliveryEvent, Issue, IssuePost, PreviewGroup, Slot, validate_recipient
 from newsletter.progress import Progress
 from newsletter.templatetags.instants import in_zone
+from posts import auditlog
 from posts.models import Publication
 from subscribers import instance
 from subscribers.admin import ReadOnly
@@ -236,7 +238,9 @@ class IssueAdmin(ModelAdmin):
         if name in CONFIRMED and "sure" not in request.POST:
             return self.ask(request, issue, name)
         try:
-            messages.success(request, self.carry_out(issue, name, which, request))
+            with _noted(request, issue, name, which):
+                said = self.carry_out(issue, name, which, request)
+            messages.success(request, said)
         except ValidationError as error:
             messages.error(request, " ".join(error.messages))
         return redirect("admin:newsletter_issue_change", issue.pk)
@@ -320,7 +324,9 @@ class IssueAdmin(ModelAdmin):
 
     def settle(self, request: HttpRequest, issue: Issue, ids: list[int], decision: str) -> None:
         try:
-            count = reconciliation.decide(issue, ids, decision, by=request.user.get_username())
+            with auditlog.acting("issue.decide", issue, actor=request.user, decision=decision) as detail:
+                count = reconciliation.decide(issue, ids, decision, by=request.user.get_username())
+                detail["copies"] = count
         except ValidationError as error:
             messages.error(request, " ".join(error.messages))
             return
@@ -471,6 +477,16 @@ def _ask_links(request: HttpRequest, issue: Issue) -> str:
 
 
 CHECKS = {"waive": _waive, "links": _ask_links}
+
+
+def _noted(request: HttpRequest, issue: Issue, name: str, which: str) -> AbstractContextManager[Any]:
+    """Note who pressed what, in one transaction with what it does; asking links changes nothing."""
+    if name == "links":
+        return nullcontext()
+    slot = Slot.objects.filter(pk=_number(which)).first() if name in CALENDAR else None
+    detail = {key: request.POST[key] for key in ("to", "check", "place", "reason") if key in request.POST}
+    act = f"{'slot' if slot else 'issue'}.{name}"[:60]
+    return auditlog.acting(act, slot or issue, actor=request.user, **detail)
 
 
 def _number(text: str) -> int:

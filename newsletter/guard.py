@@ -54,6 +54,7 @@ SET_UP = ALWAYS | {"mfa_index", "mfa_activate_totp", "mfa_add_webauthn", "accoun
 SHOW = ALWAYS | {"mfa_reauthenticate", "mfa_reauthenticate_webauthn"}
 # What asks again who is there. Stopping never does: nobody should look for his phone while a wrong mail goes out.
 ACTS_THAT_SEND = {"schedule", "now", "resume", "resend", "joined"}
+BUTTONS = {"newsletter_issue_act", "newsletter_issue_change", "newsletter_issue_add"}
 SETTINGS = {"posts_publication_change", "subscribers_subscriber_export"} | {
     f"auth_{model}_{page}" for model in ("user", "group") for page in ("add", "change", "delete", "changelist")
 }
@@ -104,10 +105,12 @@ def _showed_factor(request: HttpRequest) -> bool:
 def _counts(request: HttpRequest, name: str) -> bool:
     """Tell whether a request is for what can't be taken back, or hands out or changes who and what we are."""
     page = name.removeprefix("admin:")
-    if page == "newsletter_issue_act":
-        return request.POST.get("act") in ACTS_THAT_SEND
+    if page in BUTTONS:
+        return request.POST.get("act", "").partition(":")[0] in ACTS_THAT_SEND
     if page == "newsletter_issue_decide":
         return request.POST.get("decision") == "again"
+    if page == "guide_step":
+        return request.method == "POST"
     return page in SETTINGS
 
 

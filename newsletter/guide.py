@@ -20,6 +20,7 @@ from django.views.decorators.http import require_http_methods
 
 from newsletter import delivery, message, sweeper
 from newsletter.models import Issue, Slot
+from posts import auditlog
 from posts.models import Post, Publication
 from subscribers.models import Subscriber
 
@@ -137,6 +138,7 @@ def _save(request: HttpRequest, step: str) -> HttpResponse:
     form = FORMS[step](request.POST, instance=Publication.current())
     if not form.is_valid():
         return _show(request, step, form)
+    auditlog.note_changes("publication.change", form, actor=request.user)
     form.save()
     if step == "when":
         sweeper.ensure_slots()

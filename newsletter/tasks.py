@@ -2,11 +2,13 @@
 
 import logging
 import mmap
+from functools import partial
 from typing import Any
 
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutting_down
 from django.conf import settings
+from django.db import transaction
 from kombu.exceptions import OperationalError
 
 from newsletter import delivery, sweeper
@@ -56,7 +58,12 @@ def send_issue(issue_id: int) -> None:
 
 
 def hint(issue_ids: list[int], *, times: int | None = None) -> None:
-    """Wake workers for each issue; a broker that is away costs only time, since `sweep` asks the database."""
+    """Wake workers for each issue, once what they are to find is committed."""
+    transaction.on_commit(partial(_wake, issue_ids, times))
+
+
+def _wake(issue_ids: list[int], times: int | None) -> None:
+    """A broker that is away costs only time, since `sweep` asks the database."""
     for issue_id in issue_ids:
         for _n in range(times or settings.SEND_TASKS):
             try:
