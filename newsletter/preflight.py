@@ -73,8 +73,10 @@ def inspect(issue: Issue, *, links: bool = False) -> list[Finding]:
     With `links` the network is asked for at most linkcheck.ALL_SECONDS: never inside a transaction.
     """
     found = look_at(issue)
-    if links:
-        found = ask_links(found)
+    return _with_waivers(issue, ask_links(found) if links else found)
+
+
+def _with_waivers(issue: Issue, found: Inspection) -> list[Finding]:
     waivers = {(waiver.check_id, waiver.place): waiver for waiver in issue.waivers.all()}
     return [replace(each, waiver=waivers.get((each.check_id, each.place))) for each in findings(found)]
 
@@ -145,8 +147,10 @@ def waive(issue: Issue, check_id: str, place: str, reason: str, by: str) -> Waiv
 
 def panel(issue: Issue) -> dict[str, Any]:
     """Return what the issue's page shows of preflight."""
-    found = inspect(issue)
+    looked = look_at(issue)
+    found = _with_waivers(issue, looked)
     return {
+        "size_kb": round(looked.size / 1000),
         "findings": found,
         "blockers": sum(each.blocks for each in found),
         "past_waivers": past_waivers(issue, found),
