@@ -315,7 +315,9 @@ def _aligned_cell(renderer: Any, tokens: Sequence[Token], index: int, options: A
 
 
 def _mail_table_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-    return '<div class="wide"><table border="1" frame="hsides" rules="rows" cellpadding="6" cellspacing="0">'
+    return (
+        '<div class="wide" tabindex="0"><table border="1" frame="hsides" rules="rows" cellpadding="6" cellspacing="0">'
+    )
 
 
 def _mail_table_close(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
