@@ -53,7 +53,7 @@ class IssuePostForm(forms.ModelForm):
     """A post's place in an issue; without a position it comes last."""
 
     post = forms.ModelChoiceField(
-        Post.objects.only("title"), widget=PostSelect(attrs={"class": " ".join(SELECT_CLASSES)})
+        Post.objects.only("title"), label=_("Post"), widget=PostSelect(attrs={"class": " ".join(SELECT_CLASSES)})
     )
 
     class Meta:
@@ -66,6 +66,8 @@ class IssuePostForm(forms.ModelForm):
         position.required = False
         assert isinstance(select, PostSelect)
         select.groups = choices
+        for field in self.fields.values():
+            field.widget.attrs["aria-label"] = field.label  # the table's head is no label to a screen reader
         if not self.instance.pk:
             position.initial = self.initial["position"] = None
 
