@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import formats, timezone
 from django.utils.translation import gettext as _
 
-from newsletter import figures, guide
+from newsletter import figures, guide, preflight
 from newsletter.models import Counts, Issue, Slot
 from posts.models import Post, Publication
 from subscribers import instance
@@ -50,6 +50,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     """Add to the admin's first page what its reader may see."""
     found = {
         **context,
+        "title": _("Desk"),
         "now": timezone.now(),
         "guide_step": guide.next_step(request) if guide.is_needed(request) else "",
         "why_not": instance.why_not(),
@@ -77,8 +78,10 @@ def upcoming() -> Upcoming | None:
 
 
 def problems(issue: Issue) -> list[str]:
-    """Return in words what keeps a scheduled issue from going as it should."""
-    return [str(problem) for problem in issue.missing().values()]
+    """Return in words what keeps a scheduled issue from going as it should; empty where it is ready."""
+    if missing := issue.missing():
+        return [str(problem) for problem in missing.values()]
+    return [finding.in_words for finding in preflight.blocking(issue)]
 
 
 def busy() -> list[tuple[Issue, Counts]]:

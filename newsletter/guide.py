@@ -12,6 +12,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.decorators import permission_required
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -135,11 +136,12 @@ def guide(request: HttpRequest, step: str = "") -> HttpResponse:
 
 
 def _save(request: HttpRequest, step: str) -> HttpResponse:
-    form = FORMS[step](request.POST, instance=Publication.current())
+    form = FORMS[step](request.POST, instance=Publication.current(), label_suffix="")
     if not form.is_valid():
         return _show(request, step, form)
-    auditlog.note_changes("publication.change", form, actor=request.user)
-    form.save()
+    with transaction.atomic():
+        auditlog.note_changes("publication.change", form, actor=request.user)
+        form.save()
     if step == "when":
         sweeper.ensure_slots()
     return redirect("guide_step", _after(step))
@@ -149,7 +151,7 @@ def _test(request: HttpRequest, step: str) -> HttpResponse:
     """Send a mail by the way that issues go; a refusal is told beside the address."""
     if not request.user.has_perm(SEND):
         raise PermissionDenied
-    form = TryForm(request.POST)
+    form = TryForm(request.POST, label_suffix="")
     if form.is_valid():
         try:
             delivery.send_test(_greeting(), to=form.cleaned_data["to"])
@@ -189,8 +191,8 @@ def _show(request: HttpRequest, step: str, form: forms.BaseForm | None) -> HttpR
 
 def _form(request: HttpRequest, step: str) -> forms.BaseForm | None:
     if step == "test":
-        return TryForm(initial={"to": getattr(request.user, "email", "")})
-    return FORMS[step](instance=Publication.current()) if step in FORMS else None
+        return TryForm(initial={"to": getattr(request.user, "email", "")}, label_suffix="")
+    return FORMS[step](instance=Publication.current(), label_suffix="") if step in FORMS else None
 
 
 def _summary() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from newsletter import delivery, desk, figures
+from newsletter import delivery, desk, figures, preflight
 from newsletter.models import Delivery, Issue, Link, Slot
 from posts.models import Publication
 from subscribers import subscription
@@ -203,6 +203,17 @@ def test_an_issue_s_copies_are_counted_as_its_equation_has_them(db: None) -> Non
     assert past.counts == issue.counts()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_an_issue_that_went_on_is_counted_anew(publication: Publication) -> None:
+    issue = sent(3, days_ago=2, states=(State.REJECTED,))
+    assert [past.counts.failed for past in figures.past_issues(5)] == [1]
+    delivery.resend_failed(issue)
+    assert figures.past_issues(5) == []
+    issue.deliveries.update(state=State.ACCEPTED)
+    delivery.settle_issue(issue.pk)
+    assert [(past.counts.sent, past.counts.failed) for past in figures.past_issues(5)] == [(3, 0)]
+
+
 def test_who_left_within_a_week_of_an_issue_that_he_got_is_counted(db: None) -> None:
     issue = sent(6, days_ago=20, states=(State.REJECTED,))
     for number, days in enumerate((0.0, 6.9, 7.1, -0.1)):
@@ -272,6 +283,7 @@ def test_the_next_date_says_that_nothing_is_there_and_what_might_be(author: Clie
     assert "Half done" in page.text
     assert "1 post is marked as ready" in page.text
     assert f"{slot.due_at:%H:%M} UTC" in page.text
+    assert "in 2\xa0days, 23\xa0hours" in page.text  # without a script; with one it goes on by itself
 
 
 def test_a_scheduled_issue_is_ready_with_its_number_of_readers(
@@ -291,6 +303,17 @@ def test_a_scheduled_issue_that_lost_something_says_what(author: Client, alice: 
     page = author.get("/admin/")
     assert not page.context["upcoming"].is_ready
     assert "has no postal address" in page.text
+
+
+def test_a_scheduled_issue_that_preflight_blocks_says_why_until_it_is_waived(author: Client, alice: Subscriber) -> None:
+    issue = make_issue(make_post(body="[See](http://localhost:8000/x)"))
+    issue.schedule(make_slot(days=3))
+    page = author.get("/admin/")
+    assert not page.context["upcoming"].is_ready
+    (finding,) = preflight.blocking(issue)
+    assert finding.check_id in page.text
+    preflight.waive(issue, finding.check_id, finding.place, "It is meant so.", "author")
+    assert author.get("/admin/").context["upcoming"].is_ready
 
 
 def test_an_issue_outside_the_rhythm_comes_first_where_it_is_due_first(alice: Subscriber) -> None:
@@ -338,6 +361,7 @@ def test_the_desk_asks_as_much_of_many_issues_as_of_one(author: Client) -> None:
         author.get("/admin/")
     for number in range(5):
         sent(1, days_ago=4 + number, subject=f"more{number}", count_clicks=True)
+    author.get("/admin/")  # counts the copies of each ended issue once
     with CaptureQueriesContext(connection) as many:
         author.get("/admin/")
     assert len(many) == len(few)

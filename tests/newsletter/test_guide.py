@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from newsletter.demo import seed
 from newsletter.models import Issue, Slot
-from posts.models import Publication
+from posts.models import AuditEntry, Publication
 from tests.factories import make_issue, make_post, make_readers
 from tests.smtpd import SmtpServer
 
@@ -58,6 +58,7 @@ def test_an_empty_installation_is_led_from_the_desk_to_the_end(
     assert fresh.set_up_at
     assert Slot.objects.upcoming().count() == 8
     assert not Issue.objects.exists()
+    assert [entry.actor for entry in AuditEntry.objects.filter(act="publication.change")] == ["admin"] * 3
     assert CARD not in author.get("/admin/").text
 
 

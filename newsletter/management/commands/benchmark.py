@@ -1,4 +1,4 @@
-"""Measure sending, freezing and memory. What does the work is in tests/benchmarks, which production does not have."""
+"""Measure sending, freezing, memory and the desk. The work is done in tests/benchmarks, which production has not."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        modes = parser.add_subparsers(dest="mode", required=True, metavar="{delivery,freeze,memory}")
+        modes = parser.add_subparsers(dest="mode", required=True, metavar="{delivery,freeze,memory,desk}")
         self.add_delivery(modes.add_parser("delivery", help="beside smtp-source and Django's SMTP backend"))
         self.add_freeze(modes.add_parser("freeze", help="beside a plain INSERT ... SELECT"))
         self.add_memory(modes.add_parser("memory", help="of one sending process, by number of readers"))
+        self.add_desk(modes.add_parser("desk", help="how long the author's first page takes"))
         # Not for people: a process that the others start.
         modes.add_parser("sender").add_argument("issue", type=int)
 
@@ -54,6 +55,13 @@ class Command(BaseCommand):
         parser.add_argument("--sample", type=_positive, help="plan all, but stop after about so many copies")
         _add_json(parser)
 
+    def add_desk(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--readers", type=_positive, default=100_000)
+        parser.add_argument("--issues", type=_positive, default=50)
+        parser.add_argument("--posts", type=_positive, default=500)
+        parser.add_argument("--full", type=_positive, default=10, help="issues that have a copy for each reader")
+        _add_json(parser)
+
     def handle(self, *args: Any, **options: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop)
@@ -69,6 +77,11 @@ class Command(BaseCommand):
             case "freeze":
                 part = _part("freeze")
                 found = part.measure(options["subscribers"], options["pairs"])
+            case "desk":
+                part = _part("desk")
+                sizes = {name: options[name] for name in ("readers", "issues", "posts", "full")}
+                found = part.measure(**sizes)
+                errors = part.errors(found)
             case _:
                 part, found = self.memory(options)
         self.stdout.write(json.dumps(found, indent=2) if options["json"] else part.show(found))

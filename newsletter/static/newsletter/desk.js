@@ -40,6 +40,7 @@ function options({ kind, series }) {
   figures.ticks.callback = (value) => amount(value);
   const names = scale({ stacked: kind === "bar" });
   names.grid.display = false;
+  names.ticks.autoSkip = !sideways;
   return {
     animation: false,
     maintainAspectRatio: false,
