@@ -17,6 +17,7 @@ from typing import NamedTuple
 from django.core.cache import cache
 from django.db import Error
 from django.utils import timezone, translation
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from newsletter.doctor import domain, machine, relay
@@ -94,20 +95,15 @@ class Report(NamedTuple):
 def examine(facts: Facts | None = None, *, only: Iterable[str] = ()) -> Report:
     """Ask every question, or only those named, and keep the answer for ten minutes."""
     facts = facts or gather()
-    wanted = set(only)
-    asked = [
-        (group, check, None if check.asks_database else _begin(check, facts))
-        for group, found in GROUPS.items()
-        for check in found
-        if not wanted or check.id in wanted
-    ]
     until = time.monotonic() + SECONDS
-    answers = [(group, check, _ask(check, facts) if check.asks_database else None) for group, check, _future in asked]
-    said = [
-        (group, check, answer if check.asks_database else _await(future, until))
-        for (group, check, answer), (_group, _check, future) in zip(answers, asked, strict=True)
+    wanted = set(only)
+    chosen = [(group, check) for group, found in GROUPS.items() for check in found if not wanted or check.id in wanted]
+    asked = {check.id: _begin(check, facts) for _group, check in chosen if not check.asks_database}
+    said = {check.id: _ask(check, facts) for _group, check in chosen if check.asks_database}
+    said |= {id: _await(future, until) for id, future in asked.items()}
+    findings = [
+        Finding(check.id, group, str(check.title), *words) for group, check in chosen if (words := said[check.id])
     ]
-    findings = [Finding(check.id, group, str(check.title), *words) for group, check, words in said if words]
     report = Report(timezone.now().isoformat(), findings)
     _keep("domain" if wanted else "all", facts, report)
     return report
@@ -154,18 +150,17 @@ def _ask(check: Check, facts: Facts) -> Said | None:
         words = str(error)
         return unasked(f"{words[:1].upper()}{words[1:]}.")
     except Error as error:
-        return unasked(f"The database does not answer: {one_line(error)}.")
+        return unasked(gettext("The database does not answer: %(error)s.") % {"error": one_line(error)})
     except Exception as error:  # the report is worth more than any one question
         logger.exception("the doctor's question %s failed", check.id)
         return unasked(f"{type(error).__name__}: {error}")
 
 
-def _await(future: Future[Said | None] | None, until: float) -> Said | None:
-    assert future is not None
+def _await(future: Future[Said | None], until: float) -> Said | None:
     try:
         return future.result(max(0.0, until - time.monotonic()))
     except TimeoutError:
-        return unasked(f"No answer within {SECONDS:g} seconds.")
+        return unasked(gettext("No answer within %(seconds)s seconds.") % {"seconds": f"{SECONDS:g}"})
 
 
 # The last answer

@@ -297,7 +297,9 @@ def _takes_mail(facts: Facts, domain: str) -> Said:
 
 
 def _mail_host(facts: Facts, domain: str) -> str:
-    return f"mail.{domain}" if facts.relay_is_here or facts.relay.count(".") < 2 else facts.relay
+    """Return the server that takes the sender's mail, where there is one; else a name for one."""
+    known = facts.names.exchanges(facts.sender) if facts.sender not in ("", domain) else []
+    return next((host for host in known if host != "."), f"mail.{domain}")
 
 
 def message_id(facts: Facts) -> Said:

@@ -31,7 +31,7 @@ from subscribers.models import SystemMail
 CLOCK_SECONDS = 5  # a Date header is a whole second, and on its way for another
 SWEEP = "sweep"  # what the sweep leaves behind, each SWEEP_SECONDS
 QUEUES = ("bulk", "system")
-INSPECT_SECONDS = 2.0
+INSPECT_SECONDS = 3.0
 LATE_MAIL, VERY_LATE_MAIL = dt.timedelta(minutes=10), dt.timedelta(hours=1)
 LITTLE_SPACE, NO_SPACE = 2 * 1024**3, 256 * 1024**2
 GIGABYTE = 1024**3
