@@ -70,7 +70,7 @@ def sign_in(page: Page, site: str) -> None:
     page.goto(f"{site}/admin/")
     page.get_by_label("Username").fill("author")
     page.locator("input[name=password]").fill("a long password")
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Sign in", exact=True).click()
 
 
 def write_and_schedule(page: Page, site: str, *, title: str) -> None:
