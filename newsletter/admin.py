@@ -241,6 +241,9 @@ class IssueAdmin(ModelAdmin):
             with _noted(request, issue, name, which):
                 said = self.carry_out(issue, name, which, request)
             messages.success(request, said)
+            if name == "schedule":  # once that is committed, for the network may take its time
+                for dead in preflight.dead_links(issue):
+                    messages.warning(request, dead)
         except ValidationError as error:
             messages.error(request, " ".join(error.messages))
         return redirect("admin:newsletter_issue_change", issue.pk)

@@ -78,7 +78,8 @@ def inspect(issue: Issue, *, links: bool = False) -> list[Finding]:
 
 def _with_waivers(issue: Issue, found: Inspection) -> list[Finding]:
     waivers = {(waiver.check_id, waiver.place): waiver for waiver in issue.waivers.all()}
-    return [replace(each, waiver=waivers.get((each.check_id, each.place))) for each in findings(found)]
+    marked = [replace(each, waiver=waivers.get((each.check_id, each.place))) for each in findings(found)]
+    return sorted(marked, key=lambda finding: (_rank(finding), finding.waiver is not None))
 
 
 def findings(found: Inspection) -> list[Finding]:
@@ -88,7 +89,11 @@ def findings(found: Inspection) -> list[Finding]:
         for hit in rule.look(found):
             finding = _finding(rule, hit)
             seen.setdefault((finding.check_id, finding.place), finding)
-    return sorted(seen.values(), key=lambda finding: list(Severity).index(finding.severity))
+    return sorted(seen.values(), key=_rank)
+
+
+def _rank(finding: Finding) -> int:
+    return list(Severity).index(finding.severity)
 
 
 def _finding(rule: Rule, hit: Hit) -> Finding:

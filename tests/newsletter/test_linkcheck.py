@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import Client
 
 from newsletter import linkcheck, preflight
 from newsletter.linkcheck import Answer, Failed, Outcome, ask, ask_all, is_public
-from tests.factories import make_issue, make_post
+from tests.factories import make_issue, make_post, make_slot
 from tests.smtpd import make_certificates
 
 Handler = Callable[[socket.socket, str], None]
@@ -374,3 +375,18 @@ def test_an_issue_with_links_asks_nothing_private_and_says_so(serve: Any) -> Non
     assert server.asked == []
     assert "link-inside" not in {each.check_id for each in preflight.inspect(issue)}
     assert any("127.0.0.1" in words for words in preflight.dead_links(issue))
+
+
+@pytest.mark.usefixtures("publication")
+def test_scheduling_says_which_links_lead_nowhere_and_schedules_all_the_same(
+    admin_client: Client, monkeypatch: Any
+) -> None:
+    slot = make_slot()
+    issue = make_issue(make_post(body="[the notes](https://notes.example/)"))
+    with names(monkeypatch, {"notes.example": [["10.0.0.7"]]}):
+        page = admin_client.post(
+            f"/admin/newsletter/issue/{issue.pk}/act/", {"act": "schedule", "slot": slot.pk}, follow=True
+        ).text
+    assert "the issue is now “Scheduled”" in page
+    assert "leads where readers can" in page
+    assert "leads to 10.0.0.7, port 443" in page

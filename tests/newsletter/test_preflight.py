@@ -16,6 +16,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, transaction
+from django.test import Client
 from django.utils import timezone
 from PIL import Image
 
@@ -210,9 +211,7 @@ def test_every_rule_is_tried_both_ways() -> None:
 
 
 def test_a_good_issue_is_found_good() -> None:
-    body = (
-        f"## Words\n\nSee [the talk]({LINK}).\n\n```py\ndef f():\n    return 1  # one\n```\n\n> [!TIP]\n> Y."
-    )
+    body = f"## Words\n\nSee [the talk]({LINK}).\n\n```py\ndef f():\n    return 1  # one\n```\n\n> [!TIP]\n> Y."
     assert found_in({"body": body, "introduction": "Hi {{ name|there }}."}) == {"unsubscribe-not-https"}
 
 
@@ -350,6 +349,18 @@ def test_what_blocks_keeps_an_issue_from_being_scheduled_and_sent_until_it_is_wa
     preflight.waive(issue, finding.check_id, finding.place, " It is about localhost. ", "author")
     delivery.schedule(issue, make_slot(days=8))
     assert Issue.objects.get(pk=issue.pk).state == Issue.State.SCHEDULED
+
+
+def test_the_page_shows_what_is_found_and_takes_a_waiver(admin_client: Client) -> None:
+    issue, finding = local_link()
+    page, act = (f"/admin/newsletter/issue/{issue.pk}/{name}/" for name in ("change", "act"))
+    assert "1 finding keeps this issue from going" in admin_client.get(page).text
+    values = {"act": "waive", "check": finding.check_id, "place": finding.place}
+    assert "Write why this may stand" in admin_client.post(act, {**values, "reason": " "}, follow=True).text
+    shown = admin_client.post(act, {**values, "reason": "About <b>localhost</b>."}, follow=True).text
+    assert "Nothing keeps this issue from going" in shown
+    assert "About &lt;b&gt;localhost&lt;/b&gt;." in shown
+    assert Waiver.objects.get().by == "admin"
 
 
 def test_a_waived_finding_is_still_shown_with_its_reason_wherever_the_line_goes() -> None:
