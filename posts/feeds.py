@@ -13,6 +13,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import reverse
 from django.utils import feedgenerator
+from django.utils.html import escape
 from django.utils.xmlutils import SimplerXMLGenerator
 from django.views.decorators.http import conditional_page, require_safe
 
@@ -102,13 +103,13 @@ def item(post: Post) -> dict[str, Any]:
     return {
         "title": clean(post.title),
         "link": address(post),
-        "description": clean(post.summary),
+        "description": escape(clean(post.summary)),  # both formats take it for HTML
         "content": clean(content(post)),
         "unique_id": identity(post),
         "unique_id_is_permalink": False,
         "pubdate": post.published_at,
         "updateddate": post.updated_at,
-        "categories": [tag.name for tag in post.tags.all()],
+        "categories": [clean(tag.name) for tag in post.tags.all()],
     }
 
 
