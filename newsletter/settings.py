@@ -336,6 +336,7 @@ UNFOLD = {
                     _menu("Preview groups", "groups", "newsletter_previewgroup"),
                     _menu("Featured", "push_pin", "posts_featuredpost"),
                     _menu("Tags", "sell", "posts_tag"),
+                    _menu("Snippets", "content_paste", "posts_snippet"),
                 ],
             },
             {
