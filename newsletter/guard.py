@@ -292,9 +292,10 @@ def _network(request: HttpRequest) -> str:
 
 
 def _actor() -> Any:
-    """Return who is signed in to the request under way; "" in a command."""
-    request = context.request
-    user = getattr(request, "user", None)
+    """Return who is signed in to the request under way; where there is none a command is at work."""
+    if context.request is None:
+        return "manage.py"
+    user = getattr(context.request, "user", None)
     return user if user is not None and user.is_authenticated else ""
 
 

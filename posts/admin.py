@@ -374,4 +374,4 @@ class AuditEntryAdmin(ModelAdmin):
 
     @admin.display(description=_("who"), ordering="actor")
     def who(self, entry: AuditEntry) -> Any:
-        return entry.actor or _("by itself")
+        return entry.actor or (_("by itself") if entry.act.startswith("issue.") else "–")

@@ -27,7 +27,7 @@ class Command(BaseCommand):
         with transaction.atomic():
             factors = remove_factors(user)
             ended = end_sessions(user)
-            auditlog.note("account.factor_reset", user, factors=factors, sessions=ended)
+            auditlog.note("account.factor_reset", user, actor="manage.py", factors=factors, sessions=ended)
         self.stdout.write(
             f"Removed of {user}: {', '.join(factors) or 'no second factor, there was none'}. "
             f"Sessions ended: {ended}.\n"
