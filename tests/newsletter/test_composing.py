@@ -305,12 +305,15 @@ def test_enter_in_a_field_saves_and_sends_nothing(author: Client) -> None:
     assert 'name="_continue"' in buttons[0]
 
 
-def test_what_is_typed_after_the_issue_began_is_refused_in_words(author: Client, alice: Subscriber) -> None:
+def test_what_is_typed_after_the_issue_began_is_refused_and_shown_to_be_copied(
+    author: Client, alice: Subscriber
+) -> None:
     issue = make_issue()
     delivery.send_now(issue)
-    shown = author.post(page(issue), form(issue, subject="Too late"), follow=True)
+    shown = author.post(page(issue), form(issue, subject="Too late", introduction="<b>Long</b> thoughts."))
     assert shown.status_code == 200
     assert "came too late" in shown.text
+    assert "&lt;b&gt;Long&lt;/b&gt; thoughts." in shown.text
     issue.refresh_from_db()
     assert issue.subject == "This week"
 
