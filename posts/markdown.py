@@ -8,10 +8,11 @@ from __future__ import annotations
 import html
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -276,19 +277,25 @@ def _lexer(language: str) -> Lexer | None:
 def _color(code: str, language: str) -> str:
     """Return code with its colours in the text: what has one colour in one span, and most of it in none."""
     lexer = _lexer(language)
-    runs: list[tuple[str, str]] = []
-    for kind, text in lexer.get_tokens(code) if lexer else ():
-        color = runs[-1][0] if runs and text.isspace() else _color_of(kind)
-        before = runs.pop()[1] if runs and runs[-1][0] == color else ""
-        runs.append((color, before + text))
-    return "".join(_run(*run) for run in runs).removesuffix("\n") if lexer else html.escape(code)
+    if lexer is None:
+        return html.escape(code)
+    runs = groupby(_colors(lexer.get_tokens(code)), key=itemgetter(0))
+    return "".join(_run(color, "".join(text for _color, text in run)) for color, run in runs).removesuffix("\n")
+
+
+def _colors(tokens: Iterable[tuple[_TokenType, str]]) -> Iterator[tuple[str, str]]:
+    """Give each token its colour, and white space that of what stands before it."""
+    color = ""
+    for kind, text in tokens:
+        color = color if text.isspace() else _color_of(kind)
+        yield color, text
 
 
 def _run(color: str, text: str) -> str:
+    if not color:
+        return html.escape(text)
     words = text.rstrip()
-    return (
-        f'<span style="color:{color}">{html.escape(words)}</span>{text[len(words) :]}' if color else html.escape(text)
-    )
+    return f'<span style="color:{color}">{html.escape(words)}</span>{text[len(words) :]}'
 
 
 @cache

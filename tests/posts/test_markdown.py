@@ -127,6 +127,7 @@ def test_every_example_of_the_specifications_is_rendered_harmlessly() -> None:
         "|a" * 500 + "|\n" + "|-" * 500 + "|\n" + ("|a" * 500 + "|\n") * 50,
         "[a]: b\n" * 20_000,
         "~~a " * 30_000,
+        "```python\n" + "a, " * 80_000 + "\n```",
         "<p><img " + "a" * 200_000 + ">",
         "<p><img " + 'a="' * 60_000 + ">",
     ],
