@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -22,13 +22,15 @@ WEEKS = 52
 SOURCES_SHOWN = 8
 LEAVING_DAYS = 7
 WEEK = dt.timedelta(days=7)
+ENDED: dict[tuple[int, dt.datetime], Counts] = {}  # by issue and since when it has been at its end
+ENDED_KEPT = 1000
 
 # Everybody's comings and goings since an instant, one row each. A reader's last confirmation stands in his row; what
 # went before, of those who once left, in the consent log. Who was brought along as one that had left before, never
 # read here; who left before he confirmed, did not either.
 EVENTS = """
 WITH leavings AS MATERIALIZED (
-    SELECT c.subscriber_id, c.at, s.source
+    SELECT c.subscriber_id, c.at, s.source, s.confirmed_at
       FROM subscribers_consent c JOIN subscribers_subscriber s ON s.id = c.subscriber_id
      WHERE c.kind = 'unsubscribed' AND s.status IN ('active', 'unsubscribed', 'pending') AND s.confirmed_at IS NOT NULL
        AND (c.at > s.confirmed_at
@@ -39,12 +41,11 @@ WITH leavings AS MATERIALIZED (
      WHERE confirmed_at >= %(since)s
        AND (status = 'active' OR s.id IN (SELECT subscriber_id FROM leavings))
     UNION ALL
-    SELECT c.at, s.source, 1, 0
-      FROM (SELECT DISTINCT subscriber_id FROM leavings) AS l
-      JOIN subscribers_subscriber s ON s.id = l.subscriber_id
-      JOIN subscribers_consent c ON c.subscriber_id = s.id
+    SELECT c.at, l.source, 1, 0
+      FROM (SELECT DISTINCT subscriber_id, source, confirmed_at FROM leavings) AS l
+      JOIN subscribers_consent c ON c.subscriber_id = l.subscriber_id
      WHERE c.at >= %(since)s
-       AND (c.kind = 'resubscribed' OR (c.kind = 'confirmed' AND c.at < s.confirmed_at))
+       AND (c.kind = 'resubscribed' OR (c.kind = 'confirmed' AND c.at < l.confirmed_at))
     UNION ALL
     SELECT at, source, 0, 1 FROM leavings WHERE at >= %(since)s
 )
@@ -183,8 +184,8 @@ def past_issues(count: int) -> list[Past]:
     ended = [Issue.State.COMPLETED, Issue.State.COMPLETED_WITH_FAILURES, Issue.State.CANCELLED]
     found = Issue.objects.filter(state__in=ended, started_at__isnull=False).defer("source").order_by("-started_at")
     issues = list(found.prefetch_related(models.Prefetch("links", Link.objects.order_by("-clicks", "number")))[:count])
-    left = left_after([issue.pk for issue in issues])
-    return [Past(issue, _counts_at_end(issue), left.get(issue.pk, 0), list(issue.links.all())) for issue in issues]
+    counts, left = _counts_at_end(issues), left_after([issue.pk for issue in issues])
+    return [Past(issue, counts[issue.pk], left.get(issue.pk, 0), list(issue.links.all())) for issue in issues]
 
 
 def count_copies(issues: Sequence[int]) -> dict[int, Counts]:
@@ -196,17 +197,21 @@ def count_copies(issues: Sequence[int]) -> dict[int, Counts]:
     return {pk: Counts(by_state) for pk, by_state in found.items()}
 
 
-def _counts_at_end(issue: Issue) -> Counts:
-    """Return the equation of an ended issue: that of a cancelled one may change, others would have to go on first."""
-    if issue.state == Issue.State.CANCELLED:
-        return count_copies([issue.pk])[issue.pk]
-    return _remembered(issue.pk, issue.state_since)
+def _counts_at_end(issues: Sequence[Issue]) -> dict[int, Counts]:
+    """Return the equations of ended issues. A process counts each once, since it can be 100,000 rows.
 
-
-@lru_cache(maxsize=500)
-def _remembered(issue: int, since: dt.datetime) -> Counts:
-    """Count the copies of an issue that has been at its end `since` then, once a process: it can be 100,000 rows."""
-    return count_copies([issue])[issue]
+    What ended can only change after it went on, and then `state_since` is another; but a cancelled issue's unknown
+    copies may still be settled.
+    """
+    missing = [issue for issue in issues if (issue.pk, issue.state_since) not in ENDED]
+    found = count_copies([issue.pk for issue in missing]) if missing else {}
+    if len(ENDED) > ENDED_KEPT:
+        ENDED.clear()
+    ended = {
+        (issue.pk, issue.state_since): found[issue.pk] for issue in missing if issue.state != Issue.State.CANCELLED
+    }
+    ENDED.update(ended)
+    return {issue.pk: found.get(issue.pk) or ENDED[issue.pk, issue.state_since] for issue in issues}
 
 
 def left_after(issues: Sequence[int]) -> dict[int, int]:

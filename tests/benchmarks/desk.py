@@ -86,7 +86,9 @@ def show(found: dict[str, Any]) -> str:
     """Return the figures for people."""
     head = (
         f"{found['posts']:,} posts, {found['readers']:,} readers, {found['issues']} issues, {found['copies']:,} "
-        f"copies; {found['queries']} queries, first opening {found['first_s']:.2f} s\n"
+        f"copies; {found['queries']} queries, first opening {found['first_s']:.2f} s; processor time a page: "
+        + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found["cpu_s"].items())
+        + "\n"
     )
     return head + table({"the desk, seconds": found["page_s"], **found["parts"]})
 
@@ -131,7 +133,14 @@ def _open_desk() -> dict[str, Any]:
     first = _once(client)
     with CaptureQueriesContext(connection) as queries:
         _once(client)
-    return {"first_s": first, "queries": len(queries), "page_s": [_once(client) for _turn in range(TURNS)]}
+        asked = len(queries)
+    began, ours = database.cpu_seconds(), time.process_time()
+    page = [_once(client) for _turn in range(TURNS)]
+    ended = database.cpu_seconds()
+    cpu = {"web": (time.process_time() - ours) / TURNS}
+    if began is not None and ended is not None:
+        cpu["postgresql"] = (ended - began) / TURNS
+    return {"first_s": first, "queries": asked, "page_s": page, "cpu_s": cpu}
 
 
 def _once(client: Client) -> float:
