@@ -652,7 +652,7 @@ PLACEHOLDERS = re.compile(FILLED_IN)
 TK = re.compile(r"(?<![\w/-])(?:TK)+(?![\w/-])")
 TODO = re.compile(r"(?:^|[\[(])\s*(?:TODO|FIXME|XXX)\b(?!s?\s+(?:list|app|item|comment))|\b(?:TODO|FIXME|XXX):")
 LOREM = re.compile(r"\blorem ipsum\b", re.IGNORECASE)
-FOOTNOTE = re.compile(r"\[\^[^\]\s]+\]")
+FOOTNOTE = re.compile(r"\[\^[^\]\s]{1,60}\]")
 ATTACHED = re.compile(
     r"\b(?:I(?:['’]ve| have|['’]m| am)? attach(?:ed|ing)?(?! to)\b|find attached|attached (?:you|is the|are the)"
     r"|(?:see|open) (?:the )?attach(?:ed|ment)|the attached (?:file|pdf|document|spreadsheet|slides|zip|picture|image)"
@@ -673,7 +673,7 @@ def _written_by_hand(found: Inspection) -> Iterator[tuple[Spot, str]]:
 def _of_prose(found: Inspection, pattern: re.Pattern[str], message: str) -> Hits:
     for text, prose in found.prose:
         for each in pattern.finditer(prose.words):
-            around = Truncator(prose.words[max(0, each.start() - 20) :]).chars(60)
+            around = Truncator(prose.words[max(0, each.start() - 20) : each.start() + 80]).chars(60)
             yield Hit(text.spot.at(prose.line), around, message % {"words": each.group().strip()})
 
 
