@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 from PIL import Image
-from playwright.sync_api import BrowserContext, FrameLocator, Locator, Page, expect
+from playwright.sync_api import BrowserContext, FrameLocator, Locator, Page, Route, expect
 from pytest_django.live_server_helper import LiveServer
 
 from posts.models import Post, Publication, Snippet
@@ -29,6 +29,14 @@ PASTE = """
   area.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
 }
 """
+SLOW = """() => {
+  const quick = window.fetch;
+  const rest = () => new Promise((done) => setTimeout(done, 1500));
+  window.fetch = async (...asked) => {
+    if (String(asked[0]).includes("/keep/")) await rest();
+    return quick(...asked);
+  };
+}"""
 DROP = PASTE.replace('ClipboardEvent("paste", { clipboardData: data', 'DragEvent("drop", { dataTransfer: data')
 
 
@@ -131,6 +139,24 @@ def test_a_dropped_picture_that_only_decorates_and_one_that_is_none(desk: Page, 
     assert body_of(desk).input_value().count("![") == 1
 
 
+def test_the_button_waits_for_what_is_on_its_way(desk: Page, live_server: LiveServer) -> None:
+    post = make_post("On locks", "Rows wait.")
+    open_post(desk, live_server, post)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    desk.route("**/keep/", hold)
+    body_of(desk).fill("Rows *wait*.")
+    state(desk, "Saving")
+    desk.get_by_role("button", name="Save", exact=True).click()
+    held.pop().continue_()
+    expect(desk.get_by_text("was changed successfully")).to_be_visible()
+    post.refresh_from_db()
+    assert post.body == "Rows *wait*."
+
+
 def test_web_and_mail_narrow_and_wide_light_and_dark(desk: Page, live_server: LiveServer) -> None:
     open_post(desk, live_server, make_post(body="Rows wait.\n\n" * 60))
     body = shown(desk).locator("body")
@@ -227,6 +253,16 @@ def test_what_is_typed_offline_is_kept_and_saved_later(desk: Page, live_server: 
     state(desk, "Saved")
     assert Post.objects.get().body == "Typed on a train."
     assert away
+
+
+def test_pressing_save_while_a_new_draft_is_being_made_makes_no_second(desk: Page, live_server: LiveServer) -> None:
+    desk.goto(live_server.url + ADD)
+    desk.evaluate(SLOW)
+    desk.locator("#id_title").fill("Pressed at once")
+    state(desk, "Saving …")
+    desk.get_by_role("button", name="Save", exact=True).click()
+    expect(desk.get_by_text("was changed successfully")).to_be_visible()
+    assert [post.title for post in Post.objects.all()] == ["Pressed at once"]
 
 
 def test_a_revision_is_brought_back(desk: Page, live_server: LiveServer) -> None:

@@ -77,7 +77,7 @@ def write_and_schedule(page: Page, site: str, *, title: str) -> None:
     page.goto(f"{site}/admin/posts/post/add/")
     page.locator("input[name=title]").fill(title)
     page.locator("textarea[name=body]").fill("The **first** thing is to `EXPLAIN` it.")
-    expect(page.locator(".markdownx-preview strong")).to_have_text("first")
+    expect(page.frame_locator("[data-part=frame]").locator(".prose strong")).to_have_text("first")
     page.get_by_role("button", name="Save", exact=True).click()
     page.goto(f"{site}/admin/newsletter/issue/add/")
     page.locator("input[name=subject]").fill(title)

@@ -42,6 +42,7 @@ export function keepDraft(editor, draft, form, fields, typed, token) {
   const part = (name) => draft.querySelector(`[data-part=${name}]`);
   const key = () => `masthead:post:${words.pk || "new"}`;
   let saved = typed();
+  let waiting = null;
   let [timer, busy, stopped, changed, leaving] = [0, false, Boolean(words.bound), Boolean(words.bound), false];
 
   const say = (text, state) => {
@@ -101,6 +102,7 @@ export function keepDraft(editor, draft, form, fields, typed, token) {
     } finally {
       busy = false;
     }
+    if (waiting) return form.requestSubmit(waiting.button);
     if (!same(typed(), texts)) soon();
   };
   const soon = () => {
@@ -118,9 +120,13 @@ export function keepDraft(editor, draft, form, fields, typed, token) {
   form.addEventListener("change", (event) => {
     if (event.target.name && !fields.includes(event.target)) changed = true;
   });
-  form.addEventListener("submit", () => {
+  // What is on its way to be kept would be a change behind the form's back: the button waits for it.
+  form.addEventListener("submit", (event) => {
     leaving = true;
     clearTimeout(timer);
+    if (!busy) return;
+    event.preventDefault();
+    waiting = { button: event.submitter };
   });
   form.querySelector("[data-do=leave]")?.addEventListener("click", () => {
     leaving = true;
