@@ -208,8 +208,8 @@ class IssueAdmin(ModelAdmin):
         """Show the form and what belongs to it; a pressed button is obeyed after what was typed is saved."""
         issue = Issue.objects.filter(pk=object_id).first() if object_id and object_id.isdecimal() else None
         if request.method == "POST" and issue and not issue.is_editable:
-            fields = (Issue._meta.get_field(name) for name in ("subject", "preheader", "introduction"))
-            typed = [(field.verbose_name.capitalize(), request.POST.get(field.name, "")) for field in fields]
+            names = (_("Subject"), "subject"), (_("Preheader"), "preheader"), (_("Introduction"), "introduction")
+            typed = [(words, request.POST.get(name, "")) for words, name in names]
             return self.show(request, issue, "late", {"typed": typed})
         context = {**(extra_context or {}), **(_panel(issue) if issue else {}), "may_send": _may_send(request)}
         context["inbox"] = [composing.without_holes(text) for text in (issue.subject, issue.preheader)] if issue else []
