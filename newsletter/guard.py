@@ -54,7 +54,7 @@ ALWAYS = {"account_login", "account_logout", "admin:login", "admin:logout"}
 SET_UP = ALWAYS | {"mfa_index", "mfa_activate_totp", "mfa_add_webauthn", "account_reauthenticate"}
 SHOW = ALWAYS | {"mfa_reauthenticate", "mfa_reauthenticate_webauthn"}
 # What asks again who is there. Stopping never does: nobody should look for his phone while a wrong mail goes out.
-ACTS_THAT_SEND = {"schedule", "now", "resume", "resend", "joined"}
+ACTS_THAT_SEND = {"schedule", "move", "now", "resume", "resend", "joined"}
 BUTTONS = {"newsletter_issue_act", "newsletter_issue_change", "newsletter_issue_add"}
 SETTINGS = {"posts_publication_change", "subscribers_subscriber_export"} | {
     f"auth_{model}_{page}" for model in ("user", "group") for page in ("add", "change", "delete", "changelist")

@@ -368,6 +368,8 @@ class Issue(models.Model):
         self.state, self.due_at = self.State.SCHEDULED, due_at
         self.number = self.number or Issue.next_number()
         self.save(update_fields=["state", "due_at", "slot", "number"])
+        # What is ready is saved by a button only: else half a sentence, kept while it was typed, could be mailed.
+        self.posts.filter(ready=False).update(ready=True)
 
     @staticmethod
     def next_number() -> int:

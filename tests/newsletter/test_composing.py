@@ -390,3 +390,10 @@ def queries(client: Client, issue: Issue) -> int:
     with CaptureQueriesContext(connection) as found:
         client.get(page(issue))
     return len(found)
+
+
+def test_the_posts_of_a_scheduled_issue_no_longer_save_themselves(publication: Publication) -> None:
+    post = make_post("On locks", "Half a sent")
+    make_issue(post).schedule(make_slot())
+    post.refresh_from_db()
+    assert post.ready
