@@ -14,6 +14,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
+from newsletter import doctor
 from newsletter.inspection import Inspection, ask_links, look_at
 from newsletter.models import Issue, Waiver
 from newsletter.rules import RULES, Hit, Rule, Severity
@@ -78,7 +79,8 @@ def inspect(issue: Issue, *, links: bool = False) -> list[Finding]:
 
 def _with_waivers(issue: Issue, found: Inspection) -> list[Finding]:
     waivers = {(waiver.check_id, waiver.place): waiver for waiver in issue.waivers.all()}
-    marked = [replace(each, waiver=waivers.get((each.check_id, each.place))) for each in findings(found)]
+    everything = [*of_the_domain(), *findings(found)]
+    marked = [replace(each, waiver=waivers.get((each.check_id, each.place))) for each in everything]
     return sorted(marked, key=lambda finding: (_rank(finding), finding.waiver is not None))
 
 
@@ -90,6 +92,20 @@ def findings(found: Inspection) -> list[Finding]:
             finding = _finding(rule, hit)
             seen.setdefault((finding.check_id, finding.place), finding)
     return sorted(seen.values(), key=_rank)
+
+
+def of_the_domain() -> list[Finding]:
+    """Return what the doctor found wrong with the sending domain (MSG-7); nothing where nobody asked him lately."""
+    return [
+        Finding(
+            f"domain-{each.id.replace('_', '-')}",
+            Severity.BLOCKS,
+            " ".join(f"{each.title}. {each.found} {each.to_do}".split()),
+            "domain",
+            _("The sending domain, as the doctor found it"),
+        )
+        for each in doctor.blocking(ask=False)
+    ]
 
 
 def _rank(finding: Finding) -> int:

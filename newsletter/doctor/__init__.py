@@ -105,7 +105,7 @@ def examine(facts: Facts | None = None, *, only: Iterable[str] = ()) -> Report:
         Finding(check.id, group, str(check.title), *words) for group, check in chosen if (words := said[check.id])
     ]
     report = Report(timezone.now().isoformat(), findings)
-    _keep("domain" if wanted else "all", facts, report)
+    keep(facts, report, part="domain" if wanted else "all")
     return report
 
 
@@ -166,8 +166,8 @@ def _await(future: Future[Said | None], until: float) -> Said | None:
 # The last answer
 
 
-def _keep(part: str, facts: Facts, report: Report) -> None:
-    """Remember a report; a cache that is away costs only asking again."""
+def keep(facts: Facts, report: Report, *, part: str = "all") -> None:
+    """Remember a report for ten minutes; a cache that is away costs only asking again."""
     try:
         cache.set(_key(part, facts), report, CACHED_SECONDS)
     except Exception as error:  # whatever the cache is made of

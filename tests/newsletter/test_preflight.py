@@ -20,7 +20,7 @@ from django.test import Client
 from django.utils import timezone
 from PIL import Image
 
-from newsletter import delivery, inspection, preflight, rules, sweeper
+from newsletter import delivery, doctor, inspection, preflight, rules, sweeper
 from newsletter.linkcheck import Answer, Outcome
 from newsletter.models import Heartbeat, Issue, IssuePost, Waiver
 from posts.importer import import_folder
@@ -521,3 +521,18 @@ def test_years_of_real_issues_raise_nothing_and_few_of_them_are_blocked() -> Non
     assert len(posts) > 250
     blocked = sum(bool(preflight.blocking(make_issue(post, preheader="Next."))) for post in posts)
     assert blocked < len(posts) / 10
+
+
+def test_what_the_doctor_found_wrong_with_the_domain_blocks_until_it_is_waived(publication: Publication) -> None:
+    issue = make_issue(make_post("On locks", "Rows wait."), subject="On locks", preheader="And why it matters")
+    assert not [found for found in preflight.blocking(issue) if found.check_id.startswith("domain-")]
+    facts = doctor.gather()
+    wrong = doctor.Finding("spf", "domain", "SPF", doctor.Status.FAILS, "There is no record.", "Add it.")
+    well = doctor.Finding("dkim", "domain", "DKIM", doctor.Status.UNASKED, "Nobody answered.")
+    doctor.keep(facts, doctor.Report(timezone.now().isoformat(), [wrong, well]))
+    (found,) = [found for found in preflight.blocking(issue) if found.check_id.startswith("domain-")]
+    assert (found.check_id, found.message) == ("domain-spf", "SPF. There is no record. Add it.")
+    with pytest.raises(ValidationError, match="There is no record"):
+        preflight.check_clear(issue)
+    preflight.waive(issue, found.check_id, found.place, "The record is on its way.", "author")
+    preflight.check_clear(issue)
