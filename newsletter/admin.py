@@ -517,7 +517,13 @@ def _panel(issue: Issue) -> dict[str, Any]:
     if issue.is_editable:
         return {**_desk(issue), "why_not": instance.why_not()}
     progress = Progress(issue)
-    return {"issue": issue, "progress": progress, "counts": progress.counts, "why_not": instance.why_not()}
+    return {
+        "issue": issue,
+        "progress": progress,
+        "counts": progress.counts,
+        "why_not": instance.why_not(),
+        "waivers": issue.waivers.all(),
+    }
 
 
 def _desk(issue: Issue) -> dict[str, Any]:
