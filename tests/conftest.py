@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 from django.conf import settings as django_settings
-from django.db import connections
+from django.db import connection, connections
+from django.test import TransactionTestCase
 from django.utils import timezone
 
 from newsletter import embedded
@@ -25,6 +26,35 @@ def django_db_modify_db_settings() -> Iterator[None]:
     with servers.running():
         connections["default"].settings_dict["HOST"] = str(servers.run)
         app.conf.broker_url = servers.celery_url(servers.redis_url)
+        yield
+
+
+BLOATED = 8_000_000  # bytes of all tables, dead rows included, from which on truncating is quicker
+KEPT = ("django_content_type", "auth_permission")  # as migrations made them
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_flush() -> Iterator[None]:
+    """Empty the tables by DELETE after a test that commits.
+
+    Truncating forty of them and making all permissions anew takes twenty times as long, after one test in four.
+    """
+    flush = TransactionTestCase._fixture_teardown
+
+    def delete_all(case: TransactionTestCase) -> None:
+        with connection.cursor() as cursor:
+            tables = set(connection.introspection.django_table_names(only_existing=True, include_views=False))
+            cursor.execute("SELECT sum(pg_table_size(name::regclass)) FROM unnest(%s::text[]) name", [list(tables)])
+            if cursor.fetchone()[0] > BLOATED:
+                flush(case)
+                return
+            cursor.execute("SET session_replication_role = replica")  # no trigger, no order of foreign keys
+            for table in sorted(tables - set(KEPT)):
+                cursor.execute(f'DELETE FROM "{table}"')
+            cursor.execute("SET session_replication_role = DEFAULT")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", delete_all)
         yield
 
 
