@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from newsletter import delivery
 from newsletter.models import Delivery, DeliveryEvent, Issue, Lease, Slot
-from posts.models import Post, Publication
+from posts.models import AuditEntry, Post, Publication
 from subscribers import addresses, subscription
 from subscribers.models import Instance, Subscriber, Suppression
 from tests.factories import make_issue, make_post, make_readers, make_slot
@@ -212,6 +212,23 @@ def test_a_date_is_held_and_opened(author: Client) -> None:
         author.post("/admin/newsletter/slot/", {"action": action, "_selected_action": [slot.pk]})
         slot.refresh_from_db()
         assert slot.state == state
+    assert noted_of_dates() == ["slot.hold", "slot.release"]
+
+
+def noted_of_dates() -> list[str]:
+    return list(AuditEntry.objects.filter(act__startswith="slot.").order_by("pk").values_list("act", flat=True))
+
+
+@pytest.mark.parametrize(("hours", "noted"), [(1, ["slot.move"]), (-24 * 30, [])])
+def test_who_moved_a_date_is_noted_and_a_refused_move_is_not(author: Client, hours: int, noted: list[str]) -> None:
+    slot = make_slot()
+    before, to = slot.due_at, slot.due_at + dt.timedelta(hours=hours)
+    typed = {"due_at_0": f"{to:%Y-%m-%d}", "due_at_1": f"{to:%H:%M:%S}"}
+    author.post(f"/admin/newsletter/slot/{slot.pk}/change/", typed)
+    slot.refresh_from_db()
+    assert (noted_of_dates(), slot.due_at != before) == (noted, bool(noted))
+    for entry in AuditEntry.objects.filter(act="slot.move"):
+        assert (entry.actor, entry.detail) == ("admin", {"was": str(before)})
 
 
 def test_the_ledger_can_only_be_read(author: Client, alice: Subscriber) -> None:
@@ -626,3 +643,13 @@ def test_a_copys_page_shows_its_message_id_its_answer_and_its_events(author: Cli
     assert "alice@example.org" in found
     assert "rate" in found
     assert "alice@example.org" not in author.get("/admin/newsletter/delivery/?q=bob").text
+
+
+@pytest.mark.parametrize(("codename", "status"), [("view_tag", 403), ("view_issue", 200)])
+def test_a_sent_issue_tells_its_subject_only_to_those_who_may_see_it(
+    client: Client, alice: Subscriber, codename: str, status: int
+) -> None:
+    issue = make_issue()
+    delivery.send_now(issue)
+    answer = editor(client, codename).post(f"/admin/newsletter/issue/{issue.pk}/change/", {"subject": "Typed late"})
+    assert (answer.status_code, issue.subject in answer.text) == (status, status == 200)
