@@ -110,7 +110,7 @@ def _counts(request: HttpRequest, name: str) -> bool:
         return request.POST.get("act", "").partition(":")[0] in ACTS_THAT_SEND
     if page == "newsletter_issue_decide":
         return request.POST.get("decision") == "again"
-    if page == "guide_step":
+    if page in ("guide_step", "newsletter_slot_change"):  # whoever moves a date moves the issue in it
         return request.method == "POST"
     return page in SETTINGS
 
@@ -131,9 +131,11 @@ def _proofs(request: HttpRequest, kind: str = "") -> list[str]:
 def _ask_again(request: HttpRequest) -> HttpResponse:
     """Ask who is there; what was sent waits in the session and is carried out afterwards, so nothing typed is lost."""
     if request.method == "POST":
-        request.session[STATE_SESSION_KEY] = {"request": serialize_request(request)}
+        request.session[STATE_SESSION_KEY] = {"request": serialize_request(request), "at": time.time()}
         if request.FILES:
             messages.warning(request, _("The image could not be kept meanwhile: please choose it once more."))
+    elif not _is_fresh({"at": 0, **request.session.get(STATE_SESSION_KEY, {})}):
+        request.session.pop(STATE_SESSION_KEY, None)  # given up long ago: opening the page must not carry it out
     back = request.path if request.method == "POST" else request.get_full_path()
     proofs = _proofs(request, "mfa") or _proofs(request)
     return _lead(request, f"{proofs[0]}?{urlencode({'next': back})}")

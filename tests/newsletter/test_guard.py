@@ -342,6 +342,34 @@ def test_a_script_is_told_in_words_instead_of_led_away(signed_in: Client, issue:
     assert (answer.status_code, "confirm" in answer.text) == (403, True)
 
 
+def test_moving_a_date_is_confirmed_and_looking_at_it_is_not(signed_in: Client) -> None:
+    page = f"/admin/newsletter/slot/{make_slot().pk}/change/"
+    later(signed_in)
+    assert signed_in.get(page).status_code == 200
+    assert signed_in.post(page).headers["Location"].startswith(CONFIRM)
+
+
+@pytest.mark.parametrize(("ago", "becomes"), [(60, "Typed"), (3600, "")])
+def test_what_was_given_up_long_ago_is_not_carried_out_by_opening_the_page(
+    signed_in: Client, secret: str, ago: int, becomes: str
+) -> None:
+    form = publication_form(signed_in)
+    later(signed_in)
+    signed_in.post(PUBLICATION, {**form, "tagline": "Typed"})
+    session = signed_in.session
+    kept = session["account_reauthentication_state"]
+    session["account_reauthentication_state"] = {**kept, "at": kept["at"] - ago}
+    session.save()
+    asked = signed_in.get(PUBLICATION)
+    signed_in.post(asked.headers["Location"], {"code": code(secret, steps=1)})
+    assert Publication.current().tagline == becomes
+
+
+@pytest.mark.parametrize("page", ["mfa/authenticator/", "account/emailaddress/"])
+def test_second_factors_are_on_no_page_of_the_admins(signed_in: Client, page: str) -> None:
+    assert signed_in.get(f"/admin/{page}").status_code == 404
+
+
 # Letting somebody in again
 
 
