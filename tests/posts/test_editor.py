@@ -117,6 +117,18 @@ def test_a_preview_of_a_post_that_is_not_there_is_one_of_a_new_post(author: Clie
 
 
 @pytest.mark.parametrize("view", PREVIEWS)
+@pytest.mark.parametrize(("codenames", "shown"), [(["add_post"], False), (["add_post", "view_post"], True)])
+def test_a_preview_shows_a_saved_text_only_to_those_who_may_see_it(
+    client: Client, view: str, codenames: list[str], shown: bool
+) -> None:
+    user = User.objects.create_user("clerk", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    client.force_login(user)
+    post = make_post(body="Nobody has read this.")
+    assert ("Nobody has read" in client.post(reverse(view), {"kind": "post", "pk": post.pk}).text) is shown
+
+
+@pytest.mark.parametrize("view", PREVIEWS)
 def test_a_preview_carries_a_policy_of_its_own(author: Client, view: str) -> None:
     answer = show(author, view, "a")
     assert "sandbox" in answer["Content-Security-Policy"]
