@@ -29,6 +29,11 @@ MOST_REDIRECTS = 3
 MOST_HEADER_BYTES = 64 * 1024
 PORTS = {"http": 80, "https": 443}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in its last 32 bits
+# What the ipaddress module calls global, or did until lately, and yet leads to the machine's own cloud or nowhere.
+NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "5f00::/16", "3fff::/20")
+]
 GONE = {404, 410}
 MOVED_FOR_GOOD = {301, 308}
 MOVED = MOVED_FOR_GOOD | {302, 303, 307}
@@ -69,6 +74,8 @@ def is_public(address: Address, port: int) -> bool:
     if port not in PORTS.values():
         return False
     inner = _inner(address)
+    if any(inner in network for network in NOT_PUBLIC):
+        return False
     return inner.is_global and not (
         inner.is_multicast or inner.is_reserved or inner.is_unspecified or getattr(inner, "is_site_local", False)
     )
