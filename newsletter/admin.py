@@ -379,7 +379,7 @@ def _may_send(request: HttpRequest) -> bool:
 
 def _reader(request: HttpRequest) -> Subscriber | None:
     """Return the reader as whom to look at a mail, if one was asked for. Raises ValidationError where there is none."""
-    words = request.GET.get("as", "").strip()
+    words = request.GET.get("as", "").replace("\0", "").strip()
     if not words:
         return None
     if not request.user.has_perm("subscribers.view_subscriber"):
@@ -628,7 +628,7 @@ class DeliveryAdmin(ReadOnly, ModelAdmin):
         """Answer what happened to an address: the reader, and his copies of all issues."""
         if not _may_look_up(request):
             raise PermissionDenied
-        words = request.GET.get("q", "").strip()
+        words = request.GET.get("q", "").replace("\0", "").strip()
         found = history.look_up(words) if words else {}
         context = {**self.admin_site.each_context(request), "title": _("What happened to …"), "q": words, **found}
         return render(request, f"{TEMPLATES}/delivery_history.html", context)

@@ -653,3 +653,9 @@ def test_a_sent_issue_tells_its_subject_only_to_those_who_may_see_it(
     delivery.send_now(issue)
     answer = editor(client, codename).post(f"/admin/newsletter/issue/{issue.pk}/change/", {"subject": "Typed late"})
     assert (answer.status_code, issue.subject in answer.text) == (status, status == 200)
+
+
+@pytest.mark.parametrize("page", ["delivery/history/?q=%00alice", "issue/{pk}/preview/?as=%00alice@example.org"])
+def test_a_byte_that_no_text_can_hold_breaks_no_look_up(author: Client, alice: Subscriber, page: str) -> None:
+    shown = author.get("/admin/newsletter/" + page.format(pk=make_issue().pk))
+    assert (shown.status_code, "alice@" in shown.text or "Hello." in shown.text) == (200, True)

@@ -16,9 +16,11 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, transaction
+from django.http import HttpRequest
 from django.test import Client
 from django.utils import timezone
 from PIL import Image
+from simple_history.models import HistoricalRecords
 
 from newsletter import delivery, doctor, inspection, preflight, rules, sweeper
 from newsletter.linkcheck import Answer, Outcome
@@ -311,6 +313,17 @@ def test_unsubscribing_is_tried_through_the_whole_site_and_leaves_nothing(settin
     before = Subscriber.objects.count()
     assert inspection.unsubscribe_problem() == ""
     assert Subscriber.objects.count() == before
+
+
+def test_trying_to_unsubscribe_leaves_the_request_under_way_its_own(alice: Subscriber) -> None:
+    """Who wrote a revision is read from there: without it the posts of an issue sent now name nobody."""
+    inspection._try_unsubscribing.cache_clear()
+    HistoricalRecords.context.request = under_way = HttpRequest()
+    try:
+        assert inspection.unsubscribe_problem() == ""
+        assert getattr(HistoricalRecords.context, "request", None) is under_way
+    finally:
+        del HistoricalRecords.context.request
 
 
 @pytest.mark.parametrize(
