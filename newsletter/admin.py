@@ -124,17 +124,20 @@ class IssuePostInline(TabularInline):
         )
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return _open_to_change(obj) and super().has_add_permission(request, obj)
+        return _open_to_change(request, obj) and super().has_add_permission(request, obj)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return _open_to_change(obj) and super().has_change_permission(request, obj)
+        return _open_to_change(request, obj) and super().has_change_permission(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return _open_to_change(obj) and super().has_delete_permission(request, obj)
+        return _open_to_change(request, obj) and super().has_delete_permission(request, obj)
 
 
-def _open_to_change(issue: Issue | None) -> bool:
-    return issue is None or issue.is_editable
+def _open_to_change(request: HttpRequest, issue: Issue | None) -> bool:
+    """Tell whether an issue may still be written; one that goes by itself only by those who may send it."""
+    if issue is None or issue.state == Issue.State.DRAFT:
+        return True
+    return issue.is_editable and _may_send(request)
 
 
 class Saved(HttpResponseRedirect):
@@ -162,7 +165,7 @@ class IssueAdmin(ModelAdmin):
         css = {"all": ["newsletter/issue.css"]}
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return _open_to_change(obj) and super().has_change_permission(request, obj)
+        return _open_to_change(request, obj) and super().has_change_permission(request, obj)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """What was numbered stays: the archive and the ledger speak of it."""
@@ -214,7 +217,7 @@ class IssueAdmin(ModelAdmin):
         """Show the form and what belongs to it; a pressed button is obeyed after what was typed is saved."""
         issue = Issue.objects.filter(pk=object_id).first() if object_id and object_id.isdecimal() else None
         may_see = self.has_view_permission(request, issue)
-        if request.method == "POST" and issue and not issue.is_editable and may_see:
+        if request.method == "POST" and issue and not _open_to_change(request, issue) and may_see:
             names = (_("Subject"), "subject"), (_("Preheader"), "preheader"), (_("Introduction"), "introduction")
             typed = [(words, request.POST.get(name, "")) for words, name in names]
             return self.show(request, issue, "late", {"typed": typed})

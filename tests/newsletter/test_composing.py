@@ -397,3 +397,14 @@ def test_the_posts_of_a_scheduled_issue_no_longer_save_themselves(publication: P
     make_issue(post).schedule(make_slot())
     post.refresh_from_db()
     assert post.ready
+
+
+def test_a_scheduled_issue_is_changed_only_by_those_who_may_send(client: Client, publication: Publication) -> None:
+    issue = make_issue(make_post("On locks"), subject="On locks")
+    writer = editor(client, *WRITES)
+    assert "id_subject" in writer.get(page(issue)).text
+    issue.schedule(make_slot())
+    assert "id_subject" not in writer.get(page(issue)).text
+    answer = writer.post(page(issue), {"subject": "Something else", "introduction": "Half an hour's work"})
+    assert "Half an hour&#x27;s work" in answer.text
+    assert Issue.objects.get().subject == "On locks"
