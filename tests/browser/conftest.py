@@ -18,6 +18,7 @@ os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+WIDTHS = {"phone": 390, "desk": 1280}
 MISSING = "no Chromium was found (CHROMIUM, PATH) and none could be installed (playwright, apt-get)"
 FETCH_SECONDS = 600
 
@@ -85,10 +86,18 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(params=[390, 1280], ids=["phone", "desk"])
-def width(request: pytest.FixtureRequest) -> int:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let what is marked both_widths run in a phone's window too; what else is tried does not depend on it."""
+    chosen = any("width" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "width" in metafunc.fixturenames and not chosen:
+        widths = WIDTHS if metafunc.definition.get_closest_marker("both_widths") else {"desk": WIDTHS["desk"]}
+        metafunc.parametrize("width", widths.values(), ids=widths)
+
+
+@pytest.fixture
+def width() -> int:
     """The width of the window in CSS pixels."""
-    return int(request.param)
+    return WIDTHS["desk"]
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def site(publication: Publication) -> None:
     make_post("Taken back", status=Post.Status.WITHDRAWN, published_at=timezone.now())
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_on_any_page(site: None, live_server: LiveServer, page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
@@ -88,12 +89,14 @@ def test_axe_finds_nothing_on_any_page(site: None, live_server: LiveServer, page
     assert {path: problems for path, problems in found.items() if problems} == {}
 
 
+@pytest.mark.both_widths
 def test_no_page_scrolls_sideways(site: None, live_server: LiveServer, page: Page) -> None:
     for path in PAGES + FORMS + MISSING:
         page.goto(live_server.url + path)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
 
 
+@pytest.mark.both_widths
 def test_the_keyboard_reaches_the_text_at_once(site: None, live_server: LiveServer, page: Page) -> None:
     page.goto(live_server.url + "/posts/on-vacuum/")
     page.keyboard.press("Tab")

@@ -93,6 +93,7 @@ def write(page: Page, site: str) -> None:
     expect(page.get_by_text(re.compile("was (added|changed) successfully"))).to_be_visible()
 
 
+@pytest.mark.both_widths
 def test_an_author_goes_from_nothing_to_a_sent_issue(page: Page, workers: Workers, settings: Any, width: int) -> None:
     site = settings.SITE_URL
     User.objects.create_superuser("author", AUTHOR, PASSWORD)

@@ -144,6 +144,7 @@ def test_the_mail_is_seen_narrow_dark_as_text_and_as_a_reader(
     expect(desk.frame_locator("iframe[name=look-text]").locator("body")).to_contain_text("Dear friend,")
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_grave_and_nothing_is_too_wide(
     desk: Page, live_server: LiveServer, issue: Issue, scheme: str

@@ -57,6 +57,7 @@ def grave(page: Page, context: str | None = None) -> list[tuple[str, str]]:
     return [(problem["id"], problem["nodes"][0]["html"]) for problem in found if context or problem["impact"] in GRAVE]
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_on_the_desk_and_nothing_is_too_wide(
     desk: Page, live_server: LiveServer, busy: None, scheme: str
@@ -70,6 +71,7 @@ def test_axe_finds_nothing_on_the_desk_and_nothing_is_too_wide(
     assert desk.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_in_the_guide(desk: Page, live_server: LiveServer, db: None, scheme: str) -> None:
     desk.emulate_media(color_scheme=scheme, reduced_motion="reduce")

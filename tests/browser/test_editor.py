@@ -94,6 +94,7 @@ def put(desk: Page, how: str, data: str, name: str = "shot.png", kind: str = "im
     desk.evaluate(how, [area.element_handle(), data, name, kind])
 
 
+@pytest.mark.both_widths
 def test_a_post_is_written_seen_illustrated_and_kept(desk: Page, live_server: LiveServer) -> None:
     desk.goto(live_server.url + ADD)
     desk.locator("#id_title").fill("On locks")
@@ -368,6 +369,7 @@ def test_nothing_in_a_preview_runs(desk: Page, live_server: LiveServer, complain
     complaints.clear()
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_and_nothing_is_too_wide(desk: Page, live_server: LiveServer, scheme: str) -> None:
     desk.emulate_media(color_scheme=scheme, reduced_motion="reduce")

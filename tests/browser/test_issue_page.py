@@ -79,6 +79,7 @@ def test_the_page_follows_the_ledger_until_the_issue_is_through(
     assert [url for url in asked if "counts" in url] == []
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_in_what_is_ours_and_nothing_is_too_wide(
     desk: Page, live_server: LiveServer, issue: Issue, scheme: str

@@ -105,6 +105,7 @@ def let_the_slot_come(title: str) -> Issue:
     return issue
 
 
+@pytest.mark.both_widths
 def test_a_reader_joins_is_mailed_on_the_beat_and_leaves(
     page: Page, browser: Browser, width: int, workers: Workers, live_server: Any, publication: Publication, author: User
 ) -> None:

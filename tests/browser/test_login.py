@@ -68,6 +68,7 @@ def axe_finds_nothing(page: Page) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), page.url
 
 
+@pytest.mark.both_widths
 def test_from_the_first_sign_in_to_a_recovery_code(page: Page, site: str, author: User) -> None:
     page.goto(f"{site}/admin/")
     axe_finds_nothing(page)

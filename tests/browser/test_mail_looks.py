@@ -76,6 +76,7 @@ def dressed(html: str, dress: str) -> str:
     return STYLE.sub("", html) if dress == "bare" else html
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("dress", ["styled", "bare"])
 @pytest.mark.parametrize("kind", ["mail", "digest"])
 def test_nothing_reaches_beyond_the_window(request: pytest.FixtureRequest, show: Show, kind: str, dress: str) -> None:
@@ -89,6 +90,7 @@ def test_the_check_of_the_width_sees_what_is_too_wide(show: Show, width: int, ma
     assert page.evaluate(BEYOND) != []
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("dress", ["styled", "bare"])
 def test_code_is_wrapped_within_its_box(show: Show, mail: str, dress: str) -> None:
     page = show(dressed(mail, dress))
@@ -105,6 +107,7 @@ def test_a_wide_table_scrolls_within_itself_and_breaks_no_word(show: Show, width
     assert page.evaluate("getComputedStyle(document.querySelector('.wide td')).wordBreak") == "normal"
 
 
+@pytest.mark.both_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("kind", ["mail", "digest"])
 def test_axe_finds_nothing_serious(request: pytest.FixtureRequest, show: Show, kind: str, scheme: str) -> None:
