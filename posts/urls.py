@@ -20,6 +20,7 @@ urlpatterns = [
     path("feed.json", feeds.json_feed, name="json_feed"),
     path("sitemap.xml", sitemap, {"sitemaps": {"pages": PageSitemap, "posts": PostSitemap}}, name="sitemap"),
     path("robots.txt", views.robots, name="robots"),
+    path("favicon.ico", views.favicon),
     path("theme-<slug:fingerprint>.css", views.theme_css, name="theme"),
     path(f"{settings.MEDIA_URL.strip('/')}/<path:path>", views.media, name="media"),
 ]

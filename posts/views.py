@@ -8,7 +8,8 @@ from django.core.paginator import InvalidPage, Page, Paginator
 from django.core.signing import BadSignature
 from django.db.models import Count, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponsePermanentRedirect
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import get_object_or_404, redirect, render
+from django.templatetags.static import static as static_url
 from django.urls import reverse
 from django.utils.cache import patch_cache_control
 from django.views import static
@@ -119,6 +120,12 @@ def theme_css(request: HttpRequest, fingerprint: str) -> HttpResponse:
 @require_safe
 def robots(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/robots.txt", content_type="text/plain; charset=utf-8")
+
+
+@require_safe
+def favicon(request: HttpRequest) -> HttpResponse:
+    """Lead to the icon: browsers ask here for it on pages that name none, such as an issue seen in the browser."""
+    return redirect(static_url("posts/icon.svg"))
 
 
 @require_safe

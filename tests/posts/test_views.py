@@ -265,6 +265,10 @@ def test_the_sitemap_names_exactly_the_pages_and_public_posts(client: Client, hi
     assert found == {settings.SITE_URL + path for path in pages | {post.get_absolute_url()}}
 
 
+def test_a_browser_finds_the_icon_where_no_page_names_it(client: Client) -> None:
+    assert client.get("/favicon.ico").headers["Location"] == "/static/posts/icon.svg"
+
+
 def test_robots_names_the_sitemap_and_not_the_admin(client: Client, publication: Publication) -> None:
     page = client.get("/robots.txt").content.decode()
     assert f"Sitemap: {settings.SITE_URL}/sitemap.xml" in page
