@@ -80,6 +80,7 @@ def test_an_issue_is_composed_and_scheduled_by_keyboard_alone(desk: Page, live_s
     desk.keyboard.type(", for once")
     expect(desk.locator(".inbox-phone [data-inbox=subject]")).to_have_text("On locks, for once")
     desk.keyboard.press("Enter")  # saves, and sends nothing
+    expect(desk.get_by_text("was changed successfully")).to_be_visible()
     expect(desk.locator("#id_subject")).to_have_value("On locks, for once")
     assert Issue.objects.get().state == "draft"
     tab_to(desk, "Schedule for")
