@@ -131,7 +131,7 @@ AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"
 SECOND_FACTOR_REQUIRED = env.bool("SECOND_FACTOR_REQUIRED", True)
 # Sending, exporting and settings ask again who is there if that was not shown for so many seconds.
 CONFIRM_SECONDS = env.int("CONFIRM_SECONDS", 900)
-ACCOUNT_ADAPTER = "newsletter.guard.AccountAdapter"
+ACCOUNT_ADAPTER = "newsletter.accounts.AccountAdapter"
 ACCOUNT_LOGIN_METHODS = {"username"}
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_REAUTHENTICATION_TIMEOUT = CONFIRM_SECONDS
@@ -146,8 +146,8 @@ ACCOUNT_RATE_LIMITS = {
     "reset_password": "20/h/ip,3/h/key",
 }
 ALLAUTH_TRUSTED_PROXY_COUNT = PROXY_COUNT
-MFA_ADAPTER = "newsletter.guard.MFAAdapter"
-MFA_FORMS = {"authenticate": "newsletter.guard.CodeForm", "reauthenticate": "newsletter.guard.CodeAgainForm"}
+MFA_ADAPTER = "newsletter.accounts.MFAAdapter"
+MFA_FORMS = {"authenticate": "newsletter.accounts.CodeForm", "reauthenticate": "newsletter.accounts.CodeAgainForm"}
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_RECOVERY_CODES_SHOW_ONCE = True
