@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 from uuid import UUID
@@ -778,14 +779,14 @@ def _is_made_up(secret: str) -> bool:
     return "EXAMPLE" in secret.upper() or len(set(secret[-16:])) < 5
 
 
-def _of_secrets(found: Inspection, pattern: re.Pattern[str], message: str) -> Hits:
+def _of_secrets(found: Inspection, pattern: re.Pattern[str], message: object) -> Hits:
     sources = [(subject_line(), found.raw_subject), (preheader_line(), found.raw_preheader)]
     for spot, source in [*sources, *((text.spot, text.body) for text in found.texts)]:
         for each in pattern.finditer(source):
             secret = next((group for group in each.groups() if group), each.group())
             if not _is_made_up(secret):
                 line = source.count("\n", 0, each.start()) + 1
-                yield Hit(spot.at(line), _masked(secret), message % {"secret": secret[:4]})
+                yield Hit(spot.at(line), _masked(secret), str(message) % {"secret": secret[:4]})
 
 
 def _masked(secret: str) -> str:
@@ -793,40 +794,44 @@ def _masked(secret: str) -> str:
     return f"{secret[:4]}… ({hashlib.sha256(secret.encode()).hexdigest()[:12]})"
 
 
-@check("secret-aws-key", BLOCKS)
-def secret_aws_key(found: Inspection) -> Hits:
-    text = _("An AWS access key stands in the text (“%(secret)s…”). Take it out, and revoke it if it was ever real.")
-    return _of_secrets(found, AWS_KEY, text)
-
-
-@check("secret-github-token", BLOCKS)
-def secret_github_token(found: Inspection) -> Hits:
-    text = _("A GitHub token stands in the text (“%(secret)s…”). Take it out, and revoke it if it was ever real.")
-    return _of_secrets(found, GITHUB, text)
-
-
-@check("secret-slack-token", BLOCKS)
-def secret_slack_token(found: Inspection) -> Hits:
-    text = _("A Slack token stands in the text (“%(secret)s…”). Take it out, and revoke it if it was ever real.")
-    return _of_secrets(found, SLACK, text)
-
-
-@check("secret-private-key", BLOCKS)
-def secret_private_key(found: Inspection) -> Hits:
-    text = _("A private key stands in the text. Take it out, and replace the key if it was ever used.")
-    return _of_secrets(found, PRIVATE_KEY, text)
-
-
-@check("secret-jwt", BLOCKS)
-def secret_jwt(found: Inspection) -> Hits:
-    text = _("A signed token (JWT) stands in the text (“%(secret)s…”). Take it out: whoever has it may use it.")
-    return _of_secrets(found, JWT, text)
-
-
-@check("secret-other-token", BLOCKS)
-def secret_other_token(found: Inspection) -> Hits:
-    text = _("A service's secret key stands in the text (“%(secret)s…”). Take it out, and revoke it if it is real.")
-    return _of_secrets(found, OTHER_TOKEN, text)
+SECRETS = {
+    "secret-aws-key": (
+        AWS_KEY,
+        gettext_lazy(
+            "An AWS access key stands in the text (“%(secret)s…”). Take it out, and revoke it if it was ever real."
+        ),
+    ),
+    "secret-github-token": (
+        GITHUB,
+        gettext_lazy(
+            "A GitHub token stands in the text (“%(secret)s…”). Take it out, and revoke it if it was ever real."
+        ),
+    ),
+    "secret-slack-token": (
+        SLACK,
+        gettext_lazy(
+            "A Slack token stands in the text (“%(secret)s…”). Take it out, and revoke it if it was ever real."
+        ),
+    ),
+    "secret-private-key": (
+        PRIVATE_KEY,
+        gettext_lazy("A private key stands in the text. Take it out, and replace the key if it was ever used."),
+    ),
+    "secret-jwt": (
+        JWT,
+        gettext_lazy(
+            "A signed token (JWT) stands in the text (“%(secret)s…”). Take it out: whoever has it may use it."
+        ),
+    ),
+    "secret-other-token": (
+        OTHER_TOKEN,
+        gettext_lazy(
+            "A service's secret key stands in the text (“%(secret)s…”). Take it out, and revoke it if it is real."
+        ),
+    ),
+}
+for check_id, (pattern, text) in SECRETS.items():
+    check(check_id, BLOCKS)(partial(_of_secrets, pattern=pattern, message=text))
 
 
 @check("secret-aws-account", WARNS)
