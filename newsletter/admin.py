@@ -16,6 +16,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
+from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -145,9 +146,10 @@ class Saved(HttpResponseRedirect):
 
 
 @admin.register(Issue)
-class IssueAdmin(ModelAdmin):
+class IssueAdmin(auditlog.Noted, ModelAdmin):
     """Compose, look at it, try it, and send it; every move is a button that says what happens."""
 
+    noted = "issue"
     form = IssueForm
     list_display = ["number", "subject", "state", "due_at", "planned", "completed_at"]
     list_display_links = ["number", "subject"]
@@ -204,7 +206,9 @@ class IssueAdmin(ModelAdmin):
         if not self.has_add_permission(request):
             raise PermissionDenied
         try:
-            issue = composing.propose()
+            with transaction.atomic():
+                issue = composing.propose()
+                auditlog.note("issue.compose", issue, actor=request.user)
         except ValidationError as error:
             messages.error(request, " ".join(error.messages))
             return redirect("admin:newsletter_issue_changelist")
@@ -215,7 +219,7 @@ class IssueAdmin(ModelAdmin):
         self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
         """Show the form and what belongs to it; a pressed button is obeyed after what was typed is saved."""
-        issue = Issue.objects.filter(pk=object_id).first() if object_id and object_id.isdecimal() else None
+        issue = Issue.objects.filter(pk=_number(object_id or "")).first()
         may_see = self.has_view_permission(request, issue)
         if request.method == "POST" and issue and not _open_to_change(request, issue) and may_see:
             names = (_("Subject"), "subject"), (_("Preheader"), "preheader"), (_("Introduction"), "introduction")
@@ -235,7 +239,11 @@ class IssueAdmin(ModelAdmin):
         return redirect("admin:newsletter_issue_change", obj.pk)
 
     def response_change(self, request: HttpRequest, obj: Issue) -> HttpResponse:
-        return Saved(request.path) if request.POST.get("act") else super().response_change(request, obj)
+        if request.POST.get("act"):
+            return Saved(request.path)
+        if obj.state == Issue.State.SCHEDULED:
+            _warn(request, obj)
+        return super().response_change(request, obj)
 
     @method_decorator(require_POST)
     def act(self, request: HttpRequest, pk: int) -> HttpResponse:
@@ -276,7 +284,7 @@ class IssueAdmin(ModelAdmin):
             delivery.send_now(issue)
             tasks.hint([issue.pk])
         elif name in TESTS:
-            return _send_tests(issue, TESTS[name](request, which))
+            return _send_tests(request, issue, TESTS[name](request, which))
         elif name in CALENDAR:
             return CALENDAR[name](request, _slot(which))
         elif name in CHECKS:
@@ -376,6 +384,12 @@ class IssueAdmin(ModelAdmin):
         return HttpResponse(shown, content_type=f"{kind}; charset=utf-8")
 
 
+def _warn(request: HttpRequest, issue: Issue) -> None:
+    """Say at once what the change of an issue that goes by itself has brought in: it goes on time all the same."""
+    for found in preflight.blocking(issue):
+        messages.warning(request, _("It goes as it stands, but: %(found)s") % {"found": found.in_words})
+
+
 def _may_send(request: HttpRequest) -> bool:
     return request.user.has_perm("newsletter.send_issue")
 
@@ -436,17 +450,18 @@ def _of_group(request: HttpRequest, which: str) -> list[str]:
 TESTS = {"test": _typed, "mine": _own, "group": _of_group}
 
 
-def _send_tests(issue: Issue, to: list[str]) -> str:
-    """Send a test to each address; raise ValidationError that says of each that failed why."""
+def _send_tests(request: HttpRequest, issue: Issue, to: list[str]) -> str:
+    """Send a test to each address and say of each that failed why. Raises ValidationError where none went."""
     for address in to:
         validate_recipient(address)
     failed = delivery.send_tests(issue, to)
     went = [address for address in to if address not in failed]
-    told = str(_("A test went to %(to)s.") % {"to": ", ".join(went)}) if went else ""
-    if failed:
-        why = [_("Not to %(to)s: %(error)s.") % {"to": address, "error": said} for address, said in failed.items()]
-        raise ValidationError([told, *why] if told else [_("The mail server did not take the test."), *why])
-    return told
+    why = [_("Not to %(to)s: %(error)s.") % {"to": address, "error": said} for address, said in failed.items()]
+    if not went:
+        raise ValidationError([_("The mail server did not take the test."), *why])
+    for each in why:
+        messages.error(request, each)
+    return str(_("A test went to %(to)s.") % {"to": ", ".join(went)})
 
 
 def _slot(which: str) -> Slot:
@@ -555,16 +570,16 @@ def _fitness(issue: Issue) -> dict[str, Any]:
     """Return what keeps the issue from going, in words, the size of its mail, and what preflight found."""
     problems = [str(problem) for problem in issue.missing().values()]
     try:
-        size = round(rendering.size_bytes(issue) / 1000)
-        return {"missing": problems, "size_kb": size, **preflight.panel(issue)}
+        return {"missing": problems, **preflight.panel(issue)}
     except ValueError as error:
         return {"missing": [*problems, str(error)]}
 
 
 @admin.register(PreviewGroup)
-class PreviewGroupAdmin(ModelAdmin):
+class PreviewGroupAdmin(auditlog.Noted, ModelAdmin):
     """Who gets test mails together."""
 
+    noted = "previewgroup"
     list_display = ["name", "who"]
     fields = ["name", "addresses"]
 

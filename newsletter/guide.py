@@ -164,7 +164,9 @@ def _test(request: HttpRequest, step: str) -> HttpResponse:
 
 
 def _finish(request: HttpRequest, step: str) -> HttpResponse:
-    Publication.objects.filter(pk=Publication.current().pk, set_up_at=None).update(set_up_at=timezone.now())
+    with transaction.atomic():
+        if Publication.objects.filter(pk=Publication.current().pk, set_up_at=None).update(set_up_at=timezone.now()):
+            auditlog.note("publication.set_up", Publication.current(), actor=request.user)
     request.session.pop(REACHED, None)
     return redirect("admin:index")
 

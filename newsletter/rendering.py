@@ -13,11 +13,9 @@ from uuid import UUID
 import css_inline
 from django.conf import settings
 from django.core import signing
-from django.core.exceptions import ValidationError
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.translation import gettext as _
 
 from newsletter import message
 from newsletter.models import Issue, IssuePost
@@ -82,19 +80,6 @@ def preview_post(post: Post) -> tuple[str, int]:
 def size_bytes(issue: Issue) -> int:
     """Return the size of the HTML part in bytes, with the longest values a reader can have; see SIZE_WARN."""
     return message.size_of_html(_source(issue))
-
-
-def check_size(issue: Issue) -> None:
-    """Raise ValidationError where Gmail would cut the HTML part off, and with it the way to unsubscribe (MSG-6)."""
-    size = size_bytes(issue)
-    if size > SIZE_BLOCK:
-        raise ValidationError(
-            _(
-                "The mail's HTML part has %(size)s kB and Gmail cuts off what exceeds 100, the unsubscribe link too. "
-                "Shorten the issue, or give a post as a teaser."
-            ),
-            params={"size": round(size / 1000)},
-        )
 
 
 def view_url(issue: Issue) -> str:

@@ -257,7 +257,7 @@ class PostAdmin(ModelAdmin):
 
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         """Show the revisions of a post, and how a chosen one differs from what is saved now."""
-        post = get_object_or_404(Post.objects.defer("search"), pk=object_id if object_id.isdecimal() else None)
+        post = get_object_or_404(Post.objects.defer("search"), pk=object_id if is_key(object_id) else None)
         if not self.has_view_or_change_permission(request, post):
             raise PermissionDenied
         found = post.history.select_related("history_user").only(*REVISION_SHOWN)
@@ -311,7 +311,12 @@ def in_words(error: ValidationError) -> str:
 
 def chosen_revision(post: Post, key: str) -> Any:
     """Return the revision of this post that `key` names, or None."""
-    return post.history.filter(pk=key).first() if key.isdecimal() and len(key) < 10 else None
+    return post.history.filter(pk=key).first() if is_key(key) else None
+
+
+def is_key(text: str) -> bool:
+    """Tell whether a text from an address could be the key of a row."""
+    return text.isdecimal() and len(text) < 19
 
 
 def differences(revision: Any, post: Post) -> list[tuple[str, list[revisions.Line]]]:

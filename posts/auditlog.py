@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser
 from django.db import connection, models, transaction
 from django.forms import ModelForm
+from django.http import HttpRequest
 
 from posts.models import AuditEntry
 
@@ -38,6 +39,26 @@ def acting(act: str, subject: object = "", *, actor: Actor, **detail: Any) -> It
             subject.refresh_from_db()
         note(act, subject, actor=actor, **detail)
         _set_actor("")
+
+
+class Noted:
+    """Mixed into an admin: what is added, changed and deleted there by form is noted under the name `noted`."""
+
+    noted = ""
+
+    def log_addition(self, request: HttpRequest, obj: models.Model, message: Any) -> Any:
+        note(f"{self.noted}.add", obj, actor=request.user)
+        return super().log_addition(request, obj, message)  # type: ignore[misc]  # ModelAdmin's
+
+    def log_change(self, request: HttpRequest, obj: models.Model, message: Any) -> Any:
+        if message:  # empty where the form was saved as it was
+            note(f"{self.noted}.change", obj, actor=request.user, what=message)
+        return super().log_change(request, obj, message)  # type: ignore[misc]
+
+    def log_deletions(self, request: HttpRequest, queryset: Iterable[models.Model]) -> Any:
+        for obj in queryset:
+            note(f"{self.noted}.delete", obj, actor=request.user)
+        return super().log_deletions(request, queryset)  # type: ignore[misc]
 
 
 def note_changes(act: str, form: ModelForm[Any], *, actor: Actor) -> None:

@@ -11,6 +11,7 @@ from django.utils.translation import ngettext
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.widgets import UnfoldAdminEmailInputWidget
 
+from posts import auditlog
 from subscribers import addresses, subscription
 from subscribers.models import Consent, Subscriber, Suppression, SystemMail
 
@@ -100,7 +101,8 @@ class SuppressionForm(forms.ModelForm):
 
 
 @admin.register(Suppression)
-class SuppressionAdmin(ModelAdmin):
+class SuppressionAdmin(auditlog.Noted, ModelAdmin):
+    noted = "suppression"
     form = SuppressionForm
     fields = ["address", "reason", "note"]
     list_display = ["__str__", "reason", "note", "created_at"]

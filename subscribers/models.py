@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from django.db import models
 from django.db.models.functions import Now
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from subscribers import addresses
@@ -105,7 +106,7 @@ class Consent(models.Model):
 
     subscriber = models.ForeignKey(Subscriber, on_delete=models.CASCADE, related_name="consents")
     kind = models.CharField(max_length=12, choices=Kind)
-    at = models.DateTimeField(auto_now_add=True)
+    at = models.DateTimeField(default=timezone.now, editable=False)
     wording = models.TextField(blank=True)
     language = models.CharField(max_length=10, blank=True)
     page = models.CharField(max_length=500, blank=True)

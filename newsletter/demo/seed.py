@@ -190,10 +190,14 @@ def consents(readers: list[Subscriber]) -> list[Consent]:
     wording = "Send me each issue by e-mail. I can leave at any time."
     rows = []
     for reader in readers:
-        if reader.address:
-            rows.append(Consent(subscriber=reader, kind=Consent.Kind.REQUESTED, wording=wording, page="/"))
-        if reader.confirmed_at and reader.address:
-            rows.append(Consent(subscriber=reader, kind=Consent.Kind.CONFIRMED))
+        if not reader.address:
+            continue
+        asked = reader.confirmed_at or timezone.now()
+        rows.append(Consent(subscriber=reader, kind=Consent.Kind.REQUESTED, at=asked, wording=wording, page="/"))
+        if reader.confirmed_at:
+            rows.append(Consent(subscriber=reader, kind=Consent.Kind.CONFIRMED, at=reader.confirmed_at))
+        if reader.unsubscribed_at:
+            rows.append(Consent(subscriber=reader, kind=Consent.Kind.UNSUBSCRIBED, at=reader.unsubscribed_at))
     return rows
 
 

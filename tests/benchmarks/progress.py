@@ -12,10 +12,11 @@ def say(text: str) -> None:
 
 def table(rows: dict[str, list[float]]) -> str:
     """Return median, minimum and maximum of each row's figures, in columns."""
-    lines = [f"{'':32}{'median':>12}{'min':>12}{'max':>12}"]
+    width = max(32, *(len(name) + 2 for name in rows))
+    lines = [f"{'':{width}}{'median':>12}{'min':>12}{'max':>12}"]
     for name, figures in rows.items():
         columns = (median(figures), min(figures), max(figures))
-        lines.append(f"{name:32}" + "".join(f"{_figure(value):>12}" for value in columns))
+        lines.append(f"{name:{width}}" + "".join(f"{_figure(value):>12}" for value in columns))
     return "\n".join(lines)
 
 

@@ -69,6 +69,13 @@ def test_memory_is_measured_at_each_count_and_a_sample_stops_early() -> None:
     assert found["ratio"] == pytest.approx(found["peak_rss_mb"][1] / found["peak_rss_mb"][0], abs=0.01)
 
 
+def test_the_authors_pages_are_measured_and_all_come() -> None:
+    found = figures("desk", "--readers=200", "--issues=5", "--posts=20", "--full=2")
+    assert (found["readers"], found["copies"]) == (200, 400)
+    assert len(found["pages"]) > 30
+    assert min(min(seconds) for seconds in (found["page_s"], *found["pages"].values())) > 0
+
+
 def test_a_server_without_fsync_is_refused(tmp_path: Path) -> None:
     servers = Servers(tmp_path / "fleeting", postgres_bin=settings.SERVERS.postgres_bin, durable=False)
     with servers.running():

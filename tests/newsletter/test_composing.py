@@ -240,6 +240,16 @@ def test_what_can_not_be_scheduled_is_saved_nevertheless(author: Client) -> None
     assert (issue.subject, issue.state) == ("Typed", "draft")
 
 
+def test_a_change_that_blocks_a_scheduled_issue_is_told_at_once_and_keeps_its_date(author: Client) -> None:
+    issue, text = make_issue(), "The key is AKIA" + "Q3EGRIVAXJSQ4P2T."
+    issue.schedule(make_slot())
+    answer = author.post(page(issue), form(issue, introduction=text), follow=True)
+    assert "It goes as it stands, but: " in plain(answer.text)
+    assert "; secret-aws-key)" in plain(answer.text)
+    issue.refresh_from_db()
+    assert (issue.state, issue.introduction) == ("scheduled", text)
+
+
 def test_back_to_draft_undoes_it_and_frees_the_date(author: Client) -> None:
     issue, slot = make_issue(), make_slot()
     issue.schedule(slot)

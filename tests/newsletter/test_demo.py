@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
-from newsletter import processes
+from newsletter import figures, processes
 from newsletter.demo import seed
 from newsletter.mailbox import Server
 from newsletter.models import Issue
-from posts.models import Post
+from posts.models import Post, Publication
 from subscribers.models import Subscriber
 from tests.workers import wait_until
 
@@ -115,3 +116,5 @@ def test_the_demo_has_readers_in_every_state_and_issues_that_balance(settings: A
         assert counts.audience == counts.sent + counts.skipped + counts.failed
         assert issue.candidates == counts.audience
     assert Issue.objects.get(started_at=None).missing() == {}
+    now = figures.growth(readers=figures.audience().readers, now=timezone.now(), zone=Publication.current().zone)
+    assert now.left == seed.STATES["unsubscribed"]

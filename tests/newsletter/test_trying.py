@@ -11,6 +11,7 @@ from django.test import Client
 
 from newsletter import checks, delivery, rendering
 from newsletter.models import Delivery, Issue, PreviewGroup
+from posts.models import AuditEntry
 from subscribers import emails
 from subscribers.models import Subscriber, SystemMail
 from tests.factories import make_issue, make_readers
@@ -78,6 +79,7 @@ def test_of_a_group_it_is_told_who_got_none_and_why(author: Client, relay: SmtpS
     assert "A test went to one@example.org, three@example.org." in words
     assert "Not to no@example.org: " in words
     assert "5.1.1 Nobody here" in words
+    assert AuditEntry.objects.get(act="issue.group").actor == "admin"
 
 
 def test_a_relay_that_is_away_is_asked_once_for_a_whole_group(settings: Any) -> None:

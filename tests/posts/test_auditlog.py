@@ -14,8 +14,8 @@ from newsletter import delivery, sweeper
 from newsletter.models import Issue
 from posts import auditlog
 from posts.models import AuditEntry
-from subscribers.models import Subscriber
-from tests.factories import make_issue, make_slot
+from subscribers.models import Subscriber, Suppression
+from tests.factories import make_issue, make_post, make_slot
 
 pytestmark = pytest.mark.usefixtures("publication")
 
@@ -108,6 +108,39 @@ def test_a_refused_button_is_not_noted(admin_client: Client, alice: Subscriber) 
     issue = make_issue(subject="")
     admin_client.post(f"/admin/newsletter/issue/{issue.pk}/act/", {"act": "now", "sure": "1"})
     assert not AuditEntry.objects.filter(act__startswith="issue.").exists()
+
+
+def test_an_issue_made_changed_and_deleted_by_hand_is_noted(admin_client: Client) -> None:
+    add, inline = "/admin/newsletter/issue/add/", {"issue_posts-TOTAL_FORMS": 0, "issue_posts-INITIAL_FORMS": 0}
+    admin_client.post(add, {"subject": "This week", **inline})
+    issue = Issue.objects.get()
+    page = f"/admin/newsletter/issue/{issue.pk}"
+    for subject in ("That week", "That week"):  # the second time nothing changes
+        admin_client.post(f"{page}/change/", {"subject": subject, **inline})
+    admin_client.post(f"{page}/delete/", {"post": "yes"})
+    assert not Issue.objects.exists()
+    noted = AuditEntry.objects.filter(act__startswith="issue.").order_by("pk")
+    assert list(noted.values_list("act", "actor")) == [
+        ("issue.add", "admin"),
+        ("issue.change", "admin"),
+        ("issue.delete", "admin"),
+    ]
+    assert noted[1].detail == {"what": [{"changed": {"fields": ["Subject"]}}]}
+
+
+def test_what_is_put_together_from_ready_posts_is_noted(admin_client: Client) -> None:
+    make_post(ready=True)
+    admin_client.post("/admin/newsletter/issue/compose/")
+    assert AuditEntry.objects.get(act__startswith="issue.").act == "issue.compose"
+
+
+def test_a_suppression_taken_away_is_noted(admin_client: Client) -> None:
+    data = {"address": "alice@example.org", "reason": Suppression.Reason.MANUAL, "note": "asked by phone"}
+    admin_client.post("/admin/subscribers/suppression/add/", data)
+    row = Suppression.objects.get()
+    admin_client.post(f"/admin/subscribers/suppression/{row.pk}/delete/", {"post": "yes"})
+    noted = AuditEntry.objects.filter(act__startswith="suppression.").order_by("pk")
+    assert list(noted.values_list("act", flat=True)) == ["suppression.add", "suppression.delete"]
 
 
 def test_the_log_is_read_in_the_admin_and_not_written(admin_client: Client, entry: AuditEntry) -> None:

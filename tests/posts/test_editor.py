@@ -351,6 +351,11 @@ def test_a_revision_is_compared_and_brought_back(author: Client) -> None:
     assert post.history.first().history_user.username == "admin"
 
 
+@pytest.mark.parametrize("key", ["9" * 5000, "9" * 18, "nothing"])
+def test_the_revisions_of_no_post_are_not_found(author: Client, key: str) -> None:
+    assert author.get(f"/admin/posts/post/{key}/history/").status_code == 404
+
+
 def test_what_is_brought_back_is_text_and_no_status(author: Client) -> None:
     post = make_post(body="Draft text.")
     first = post.history.first()

@@ -23,7 +23,7 @@ class Command(BaseCommand):
         self.add_delivery(modes.add_parser("delivery", help="beside smtp-source and Django's SMTP backend"))
         self.add_freeze(modes.add_parser("freeze", help="beside a plain INSERT ... SELECT"))
         self.add_memory(modes.add_parser("memory", help="of one sending process, by number of readers"))
-        self.add_desk(modes.add_parser("desk", help="how long the author's first page takes"))
+        self.add_desk(modes.add_parser("desk", help="how long the author waits for his pages"))
         # Not for people: a process that the others start.
         modes.add_parser("sender").add_argument("issue", type=int)
 
