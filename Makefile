@@ -21,7 +21,7 @@ demo-reset:  ## Delete the demo's data
 	@$(RUN) python -c "from newsletter.settings import SERVERS; SERVERS.remove()" && echo "The demo's data is gone."
 
 test: setup  ## Run the tests on real PostgreSQL and Valkey
-	@$(UV) run --frozen --no-sync pytest
+	@$(UV) run --frozen --no-sync pytest -n auto --dist loadfile
 
 # A test that was skipped has shown nothing, so none may be.
 faults: setup  ## Break everything, on purpose (SEEDS=n pairs of faults)

@@ -1,5 +1,6 @@
 """Fixtures that every test may use: the four readers, the publication, and the servers the tests run on."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,14 +15,24 @@ from posts.models import Publication
 from subscribers.models import Subscriber, Suppression
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors (`-n auto`), since many tests wait; each has servers of its own."""
+    return min((os.cpu_count() or 1) + 1, 6)
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings() -> Iterator[None]:
-    """Run on servers of the tests' own where the environment names none; fsync is off on these."""
+    """Run on servers of the tests' own where the environment names none; fsync is off on these.
+
+    Of several pytest processes at once (-n) each has its own.
+    """
     if not django_settings.EMBEDDED:
         yield
         return
     servers = embedded.Servers(
-        django_settings.EMBEDDED_DIR / "tests", postgres_bin=django_settings.SERVERS.postgres_bin, durable=False
+        django_settings.EMBEDDED_DIR / f"tests{os.environ.get('PYTEST_XDIST_WORKER', '')}",
+        postgres_bin=django_settings.SERVERS.postgres_bin,
+        durable=False,
     )
     with servers.running():
         connections["default"].settings_dict["HOST"] = str(servers.run)
