@@ -316,12 +316,19 @@ def _menu(title: str, icon: str, model: str) -> dict[str, object]:
     return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{model}_changelist")}
 
 
+# Shades of the green that the desk's own buttons have, from the lightest to the darkest.
+GREENS = {
+    50: "98% .012", 100: "95% .03", 200: "90% .06", 300: "84% .09", 400: "76% .11", 500: "68% .11",
+    600: "47.5% .085", 700: "41% .075", 800: "35% .062", 900: "30% .05", 950: "22% .04",
+}  # fmt: skip
+
 UNFOLD = {
     "SITE_TITLE": "Masthead",
     "SITE_HEADER": "Masthead",
     "SITE_SYMBOL": "newspaper",
     "SITE_URL": "/",
     "SHOW_HISTORY": True,
+    "COLORS": {"primary": {str(step): f"oklch({green} 175)" for step, green in GREENS.items()}},
     "ENVIRONMENT": "newsletter.guard.badge",
     "DASHBOARD_CALLBACK": "newsletter.desk.dashboard",
     "SIDEBAR": {

@@ -72,7 +72,8 @@ SELECT %(issue)s, id, address, key, state,
                CASE WHEN suppressed THEN 'skipped' WHEN id %% 400 = %(issue)s %% 400 THEN 'rejected'
                     ELSE 'accepted' END AS state
           FROM subscribers_subscriber
-         WHERE status = 'active' AND confirmed_at < %(at)s) AS readers
+         WHERE confirmed_at < %(at)s
+           AND (status = 'active' OR (status = 'unsubscribed' AND unsubscribed_at > %(at)s))) AS readers
 """
 
 
@@ -169,7 +170,7 @@ def make_reader(number: int, kind: str, rng: random.Random) -> Subscriber:
     first, last = rng.choice(FIRST), rng.choice(LAST)
     address = f"{first}.{last}.{number}@mail{number % 9}.test".lower()
     now = timezone.now()
-    joined = now - dt.timedelta(days=rng.uniform(30, 400))
+    joined = now - dt.timedelta(days=rng.uniform(0.5, 400))
     reader = Subscriber(
         address=address,
         key=address,
@@ -177,7 +178,7 @@ def make_reader(number: int, kind: str, rng: random.Random) -> Subscriber:
         name=f"{first} {last}" if number % 3 else "",
         status={"paused": "active", "suppressed": "active"}.get(kind, kind),
         confirmed_at=None if kind == "pending" else joined,
-        unsubscribed_at=now - dt.timedelta(days=rng.uniform(1, 25)) if kind == "unsubscribed" else None,
+        unsubscribed_at=joined + (now - joined) * rng.uniform(0.05, 0.95) if kind == "unsubscribed" else None,
         paused_until=now + dt.timedelta(weeks=4) if kind == "paused" else None,
         source=rng.choice(["profile", "post", "subscribe"]),
     )
