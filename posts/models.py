@@ -39,6 +39,7 @@ CONTROL_CHARACTERS = RegexValidator(
 PREVIEW_DAYS = 14
 AUTOSAVED = "kept while typing"
 REVISION_MINUTES = 10
+DERIVED = ["body_html", "body_text", "derived_excerpt", "reading_minutes", "body_code", "headings", "cover_copies"]
 
 
 def preview_signer() -> TimestampSigner:
@@ -63,6 +64,30 @@ def validate_social_links(text: str) -> None:
                 _("“%(line)s” is not a label and an address, such as: Mastodon https://example.social/@me"),
                 params={"line": line},
             )
+
+
+def validate_recommendations(text: str) -> None:
+    """Raise ValidationError unless each line of `text` is a name, an http(s) address and perhaps a sentence."""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, url, *_sentence = [part.strip() for part in line.split("|")] + [""]
+        if not name or not url.startswith(("https://", "http://")):
+            raise ValidationError(
+                _("“%(line)s” is not written as: Name | https://address | one sentence"), params={"line": line}
+            )
+
+
+FRONT_PARTS = [
+    ("featured", _("Featured posts")),
+    ("latest", _("Latest posts")),
+    ("topics", _("Topics")),
+    ("about", _("About")),
+    ("recommended", _("Recommended newsletters")),
+]
+
+
+def front_parts() -> list[str]:
+    """Return the parts of the front page below its head, in the order that they have until the author chooses his."""
+    return [name for name, _label in FRONT_PARTS]
 
 
 class Publication(models.Model):
@@ -92,6 +117,13 @@ class Publication(models.Model):
         default="#0f6b5c",
         validators=[RegexValidator(r"^#[0-9a-fA-F]{6}\Z", _("Write the colour as #0f6b5c."))],
     )
+    recommendations = models.TextField(
+        _("recommended newsletters"),
+        blank=True,
+        validators=[validate_recommendations],
+        help_text=_("One a line: Name | https://address | one sentence about it"),
+    )
+    front_parts = models.JSONField(_("parts of the front page"), default=front_parts, blank=True)
     logo = models.ImageField(upload_to="logo", blank=True, help_text=_("Stands at the head of every mail."))
     sender_name = models.CharField(max_length=100, blank=True, validators=[CONTROL_CHARACTERS])
     sender_address = models.EmailField(default="newsletter@example.com", validators=[validate_email])
@@ -173,6 +205,25 @@ class Tag(models.Model):
         return reverse("posts:tag", args=[self.slug])
 
 
+class Series(models.Model):
+    """Posts that belong together and are read one after the other, in the order of their publication."""
+
+    name = models.CharField(max_length=100, unique=True)
+    slug = models.SlugField(max_length=100, unique=True)
+    description = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name_plural = _("series")
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.slug = self.slug or slugify(self.name)[:100]
+        super().save(*args, **kwargs)
+
+
 class PostQuerySet(models.QuerySet["Post"]):
     def published(self) -> PostQuerySet:
         """Posts that the web may show to someone who has their address: public and unlisted.
@@ -216,7 +267,7 @@ class Post(models.Model):
     # What the author types; a revision brings these back, and nothing that says where and when the post is shown.
     TEXTS = ("title", "subtitle", "body", "excerpt", "meta_description", "cover_alt")
     # What the editor's form holds: a change of any of these behind its back is a conflict.
-    FORM_FIELDS = (*TEXTS, "slug", "cover", "canonical_url", "status", "visibility", "ready")
+    FORM_FIELDS = (*TEXTS, "slug", "cover", "canonical_url", "status", "visibility", "ready", "correction")
 
     title = models.CharField(max_length=200)
     subtitle = models.CharField(max_length=300, blank=True)
@@ -231,6 +282,11 @@ class Post(models.Model):
     cover = models.ImageField(upload_to="covers/%Y", blank=True)
     cover_alt = models.CharField(_("cover's alt text"), max_length=300, blank=True)
     tags = models.ManyToManyField(Tag, blank=True, related_name="posts")
+    series = models.ForeignKey(Series, on_delete=models.SET_NULL, null=True, blank=True, related_name="posts")
+    correction = models.TextField(
+        blank=True, help_text=_("What was wrong and is right now; stands above the text, in Markdown.")
+    )
+    corrected_at = models.DateTimeField(null=True, blank=True)
     canonical_url = models.URLField(blank=True, help_text=_("Where the text first appeared, if elsewhere."))
     meta_description = models.CharField(max_length=300, blank=True)
     status = models.CharField(max_length=10, choices=Status, default=Status.DRAFT)
@@ -245,11 +301,15 @@ class Post(models.Model):
     body_text = models.TextField(editable=False, default="")
     derived_excerpt = models.TextField(editable=False, default="")
     reading_minutes = models.PositiveSmallIntegerField(editable=False, default=1)
+    # The code of the text, for search; its headings as [level, id, words]; the cover's size and smaller copies.
+    body_code = models.TextField(editable=False, default="")
+    headings = models.JSONField(editable=False, default=list)
+    cover_copies = models.JSONField(editable=False, default=dict)
     search = models.GeneratedField(expression=search.post_vector(), output_field=SearchVectorField(), db_persist=True)
 
     objects = PostQuerySet.as_manager()
     history = HistoricalRecords(
-        excluded_fields=["search", "body_html", "body_text", "derived_excerpt", "reading_minutes"],
+        excluded_fields=["search", *DERIVED],
         cascade_delete_history=True,
     )
 
@@ -428,6 +488,18 @@ class FeaturedPost(models.Model):
 
     def __str__(self) -> str:
         return str(self.post)
+
+
+class SiteVersion(models.Model):
+    """A number in one row that grows whenever something changes that pages show; triggers count it up."""
+
+    number = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="one_site_version")]
+
+    def __str__(self) -> str:
+        return str(self.number)
 
 
 class Snippet(models.Model):
