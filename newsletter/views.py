@@ -2,18 +2,18 @@
 
 from csp.constants import NONE, SELF, UNSAFE_INLINE
 from csp.decorators import csp
+from django.conf import settings
 from django.core import signing
-from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_safe
 
 from newsletter import clicks, rendering
 from newsletter.models import Issue
+from posts import shelves
 from posts.models import Post
 from subscribers.views import client_ip
 
-ISSUES_A_PAGE = 30
 # A mail brings its styles along; nothing else may load, and no script runs.
 MAIL_POLICY = {
     "default-src": [NONE],
@@ -27,15 +27,17 @@ MAIL_POLICY = {
 
 @require_safe
 def issues(request: HttpRequest) -> HttpResponse:
-    page = Paginator(Issue.objects.archived().order_by("-number"), ISSUES_A_PAGE).get_page(request.GET.get("page"))
-    return render(request, "newsletter/issues.html", {"page": page})
+    archived = Issue.objects.archived().order_by("-number")
+    leaf = shelves.leaf(request.GET.get("page", ""), count=archived.count(), path=request.path)
+    context = {"issues": archived[leaf.part], "leaf": leaf, "canonical": settings.SITE_URL + leaf.address}
+    return render(request, "newsletter/issues.html", context)
 
 
 @require_safe
 def issue(request: HttpRequest, number: int) -> HttpResponse:
     """Show what an issue brought: only those of its posts that the web may show."""
     found = get_object_or_404(Issue.objects.archived(), number=number)
-    posts = Post.objects.listed().filter(issue_posts__issue=found).order_by("issue_posts__position")
+    posts = Post.objects.listed().brief().filter(issue_posts__issue=found).order_by("issue_posts__position")
     return render(request, "newsletter/issue.html", {"issue": found, "posts": posts})
 
 

@@ -178,6 +178,18 @@ class Publication(models.Model):
         return [(label.strip(), url) for label, _space, url in (line.rpartition(" ") for line in lines)]
 
     @property
+    def recommended(self) -> list[tuple[str, str, str]]:
+        """Return the recommended newsletters as (name, address, sentence)."""
+        lines = filter(None, map(str.strip, self.recommendations.splitlines()))
+        parts = [[part.strip() for part in line.split("|", 2)] for line in lines]
+        return [(name, url, " ".join(sentence)) for name, url, *sentence in parts]
+
+    @property
+    def parts(self) -> list[str]:
+        """Return the parts of the front page in the author's order; names that nobody knows any more are left out."""
+        return [name for name in dict.fromkeys(self.front_parts) if name in front_parts()]
+
+    @property
     def sender(self) -> str:
         return self.sender_name or self.name
 
@@ -238,6 +250,10 @@ class PostQuerySet(models.QuerySet["Post"]):
     def listed(self) -> PostQuerySet:
         """Posts that lists, feeds, search and the sitemap show: published and public."""
         return self.published().filter(visibility=Post.Visibility.PUBLIC)
+
+    def brief(self) -> PostQuerySet:
+        """Posts as lists show them: the long columns stay in the database."""
+        return self.defer("body", "body_html", "body_code", "search")
 
     def ready(self) -> PostQuerySet:
         """Posts that the author marked for the next issue."""

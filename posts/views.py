@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.core.paginator import InvalidPage, Page, Paginator
 from django.core.signing import BadSignature
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, Q, QuerySet, Value
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponsePermanentRedirect
 from django.shortcuts import get_object_or_404, redirect, render
 from django.templatetags.static import static as static_url
@@ -16,12 +16,11 @@ from django.views import static
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from posts import markdown, search, theme
-from posts.models import Post, PostQuerySet, Publication, Tag
+from posts import markdown, search, shelves, theme
+from posts.models import FeaturedPost, Post, PostQuerySet, Publication, Series, Tag
 
 FEATURED = 3
 LATEST = 10
-PAGE = 30
 RESULTS = 20
 TAGS = 16
 YEAR = 365 * 24 * 3600
@@ -29,23 +28,25 @@ YEAR = 365 * 24 * 3600
 
 @require_safe
 def profile(request: HttpRequest) -> HttpResponse:
-    featured = list(brief().filter(featured__isnull=False).order_by("featured__position", "featured__id")[:FEATURED])
-    latest = brief().exclude(pk__in=[post.pk for post in featured])[:LATEST]
-    return render(
-        request, "posts/profile.html", {"featured": featured, "latest": latest, "tags": used_tags().all()[:TAGS]}
-    )
+    publication = Publication.current()
+    featured, latest = front_posts(publication)
+    context = {
+        "publication": publication,
+        "parts": [f"posts/front/{name}.html" for name in publication.parts],
+        "featured": featured,
+        "latest": latest,
+        "tags": used_tags()[:TAGS],
+        "about": markdown.render_post(publication.about).excerpt,
+    }
+    return render(request, "posts/profile.html", context)
 
 
 @require_safe
 def archive(request: HttpRequest) -> HttpResponse:
-    years = [date.year for date in Post.objects.listed().dates("published_at", "year", order="DESC")]
-    year = chosen_year(request, years)
-    posts = brief().filter(published_at__year=year) if year else brief()
-    page = page_of(posts, request, PAGE)
-    query = f"year={year}&" if year else ""
-    canonical = list_address(reverse("posts:archive"), page, query)
-    context = {"page": page, "years": years, "year": year, "query": query, "canonical": canonical}
-    return render(request, "posts/archive.html", context)
+    publication = Publication.current()
+    tags, series = shelf_marks()
+    context = {"publication": publication, "tags": tags, "series": series}
+    return render(request, "posts/archive.html", {**context, **shelf(request, Post.objects.listed(), publication)})
 
 
 @require_safe
@@ -62,10 +63,10 @@ def post(request: HttpRequest, slug: str) -> HttpResponse:
 
 @require_safe
 def tag(request: HttpRequest, slug: str) -> HttpResponse:
-    shown = get_object_or_404(Tag, slug=slug)
-    page = page_of(brief().filter(tags=shown), request, PAGE)
-    canonical = list_address(shown.get_absolute_url(), page)
-    return render(request, "posts/tag.html", {"tag": shown, "page": page, "canonical": canonical})
+    publication, shown = Publication.current(), get_object_or_404(Tag, slug=slug)
+    context = {"publication": publication, "tag": shown}
+    posts = Post.objects.listed().filter(tags=shown)
+    return render(request, "posts/tag.html", {**context, **shelf(request, posts, publication)})
 
 
 @require_safe
@@ -155,13 +156,52 @@ def result(post: Any) -> tuple[Post, str]:
 
 def brief() -> PostQuerySet:
     """Return the listed posts as lists show them: the long columns stay in the database."""
-    return Post.objects.listed().defer("body", "body_html", "search")
+    return Post.objects.listed().brief()
+
+
+def front_posts(publication: Publication) -> tuple[list[Post], list[Post]]:
+    """Return the featured posts and, beside them, the latest, in one query."""
+    newest = Post.objects.listed().values("pk")[: FEATURED + LATEST]
+    found = list(brief().filter(pk__in=FeaturedPost.objects.values("post").union(newest)).select_related("featured"))
+    pinned = [post for post in found if hasattr(post, "featured")] if "featured" in publication.parts else []
+    featured = sorted(pinned, key=lambda post: (post.featured.position, post.featured.pk))[:FEATURED]
+    return featured, [post for post in found if post not in featured][:LATEST]
+
+
+def shelf(request: HttpRequest, posts: PostQuerySet, publication: Publication) -> dict[str, Any]:
+    """Return what a list of posts by year shows: the page that was asked for, and the years to choose from."""
+    years = shelves.years(posts, publication.zone)
+    year = shelves.chosen_year(request.GET.get("year", ""), years)
+    count = years[year] if year else sum(years.values())
+    leaf = shelves.leaf(request.GET.get("page", ""), count=count, path=request.path, year=year)
+    chosen = shelves.of_year(posts, year, publication.zone) if year else posts
+    groups = shelves.by_year(list(chosen.brief()[leaf.part]), publication.zone)
+    return {"groups": groups, "leaf": leaf, "years": years, "year": year, "canonical": settings.SITE_URL + leaf.address}
+
+
+def shelf_marks() -> tuple[list[Tag], list[Series]]:
+    """Return the most used tags, and the series, each with its number of listed posts as `uses`, in one query."""
+    tags = counted(Tag).values_list(Value("tag"), "name", "slug", "uses")
+    series = counted(Series).values_list(Value("series"), "name", "slug", "uses")
+    found = list(tags.union(series, all=True).order_by("-uses", "name"))
+    return marks(Tag, "tag", found)[:TAGS], marks(Series, "series", found)
+
+
+def marks(model: Any, wanted: str, found: list[Any]) -> list[Any]:
+    """Return the rows of one kind as instances that know how often they are used."""
+    made = [(model(name=name, slug=slug), uses) for kind, name, slug, uses in found if kind == wanted]
+    for mark, uses in made:
+        mark.uses = uses
+    return [mark for mark, _uses in made]
+
+
+def counted(model: type[Tag] | type[Series]) -> QuerySet[Any]:
+    return model._default_manager.filter(posts__in=Post.objects.listed()).annotate(uses=Count("posts"))
 
 
 def used_tags() -> QuerySet[Tag]:
     """Return the tags that have listed posts, the most used first."""
-    tags = Tag.objects.filter(posts__in=Post.objects.listed())
-    return tags.annotate(uses=Count("posts")).order_by("-uses", "name")
+    return counted(Tag).order_by("-uses", "name")
 
 
 def page_of(posts: QuerySet[Post], request: HttpRequest, size: int) -> Page[Post]:
@@ -170,22 +210,6 @@ def page_of(posts: QuerySet[Post], request: HttpRequest, size: int) -> Page[Post
         return Paginator(posts, size).page(request.GET.get("page", 1))
     except InvalidPage as problem:
         raise Http404(str(problem)) from problem
-
-
-def chosen_year(request: HttpRequest, years: list[int]) -> int | None:
-    """Return the year that ?year= names; raise Http404 where nothing was published in it."""
-    wanted = request.GET.get("year", "")
-    if not wanted:
-        return None
-    if wanted not in map(str, years):
-        raise Http404
-    return int(wanted)
-
-
-def list_address(path: str, page: Page[Post], query: str = "") -> str:
-    """Return the canonical address of one page of a list."""
-    query = (query + (f"page={page.number}" if page.number > 1 else "")).rstrip("&")
-    return settings.SITE_URL + path + (f"?{query}" if query else "")
 
 
 def neighbours(shown: Post) -> tuple[Post | None, Post | None]:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import re
 
 import pytest
 from django.conf import settings
@@ -10,11 +11,14 @@ from django.template import loader
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pytest_django import DjangoAssertNumQueries
 
+from posts import shelves
 from posts.models import FeaturedPost, Post, Publication, Redirect, Tag
-from tests.factories import make_post
+from tests.factories import make_issue, make_post
 
 pytestmark = pytest.mark.django_db
 
@@ -89,18 +93,29 @@ def test_pages_carry_no_inline_style_or_script(client: Client, locks: Tag, addre
     page = client.get(address).content.decode()
     assert "<style" not in page
     assert " style=" not in page
-    assert "<script" not in page
+    assert all(' src="' in script for script in re.findall("<script[^>]*>", page))
 
 
 @pytest.mark.parametrize(
     ("address", "most"),
-    [("/", 5), ("/posts/", 4), ("/posts/on-vacuum/", 4), ("/tags/locks/", 4), ("/search/?q=vacuum", 4), ("/about/", 1)],
+    [
+        ("/", 4),
+        ("/posts/", 4),
+        ("/posts/?year=2020", 4),
+        ("/issues/", 3),
+        ("/posts/on-vacuum/", 4),
+        ("/tags/locks/", 4),
+        ("/search/?q=vacuum", 4),
+        ("/about/", 1),
+    ],
 )
 def test_a_page_takes_few_queries(
     client: Client, locks: Tag, address: str, most: int, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
     for number in range(12):
         publish("On vacuum" if number == 0 else f"On vacuum, {number}", days=number).tags.add(locks)
+    make_post("Of old", status="published", published_at=dt.datetime(2020, 6, 1, tzinfo=dt.UTC))
+    make_issue(started_at=timezone.now(), number=1)
     FeaturedPost.objects.create(post=Post.objects.all()[3])
     with django_assert_max_num_queries(most):
         assert client.get(address).status_code == 200
@@ -113,13 +128,50 @@ def test_the_profile_shows_a_featured_post_once(client: Client, publication: Pub
     assert "Query Notes" in response.content.decode()
 
 
+def titles(page: str) -> list[str]:
+    """Return the titles of the posts that a list shows."""
+    return re.findall(r'<h\d class="post-row-title"><a href="[^"]+">([^<]+)</a>', page)
+
+
 def test_the_archive_has_pages(client: Client, publication: Publication) -> None:
-    for number in range(31):
+    for number in range(61):
         publish(f"Number {number}", days=number + 1)
-    assert 'href="?page=2"' in client.get("/posts/").content.decode()
-    second = client.get("/posts/?page=2").content.decode()
-    assert "Number 30" in second
-    assert f'<link rel="canonical" href="{settings.SITE_URL}/posts/?page=2">' in second
+    newest = client.get("/posts/").content.decode()
+    assert titles(newest) == [f"Number {number}" for number in range(31)]
+    assert 'rel="next" href="/posts/?page=1"' in newest
+    oldest = client.get("/posts/?page=1").content.decode()
+    assert titles(oldest) == [f"Number {number}" for number in range(31, 61)]
+    assert 'rel="prev" href="/posts/"' in oldest
+    assert f'<link rel="canonical" href="{settings.SITE_URL}/posts/?page=1">' in oldest
+
+
+@pytest.mark.parametrize("address", ["/posts/", "/tags/locks/"])
+def test_a_new_post_moves_nothing_on_the_pages_before(client: Client, locks: Tag, address: str) -> None:
+    for number in range(95):
+        publish(f"Number {number}", days=200 - number).tags.add(locks)
+    kept = {page: titles(client.get(f"{address}?page={page}").content.decode()) for page in (1, 2)}
+    for number in range(95, 150):
+        publish(f"Number {number}", days=200 - number).tags.add(locks)
+        if number % 9 == 0:
+            assert {page: titles(client.get(f"{address}?page={page}").content.decode()) for page in (1, 2)} == kept
+            assert titles(client.get(address).content.decode())[0] == f"Number {number}"
+
+
+@given(st.integers(0, 400))
+def test_the_pages_hold_each_post_once(count: int) -> None:
+    newest = shelves.leaf("", count=count, path="/posts/")
+    leaves = [newest, *(shelves.leaf(str(n), count=count, path="/posts/") for n in range(newest.number - 1, 0, -1))]
+    assert [place for leaf in leaves for place in range(count)[leaf.part]] == list(range(count))
+    assert len(range(count)[newest.part]) < 2 * shelves.PAGE
+
+
+def test_a_year_is_one_of_the_publications_clocks(client: Client, publication: Publication) -> None:
+    publication.time_zone = "Pacific/Auckland"
+    publication.save()
+    make_post("Fireworks", status="published", published_at=dt.datetime(2019, 12, 31, 12, tzinfo=dt.UTC))
+    publish("New")
+    assert titles(client.get("/posts/?year=2020").content.decode()) == ["Fireworks"]
+    assert client.get("/posts/?year=2019").status_code == 404
 
 
 def test_the_archive_has_years(client: Client, publication: Publication) -> None:
@@ -130,7 +182,7 @@ def test_the_archive_has_years(client: Client, publication: Publication) -> None
     assert "New</a>" not in page
 
 
-@pytest.mark.parametrize("query", ["page=0", "page=99", "page=x", "year=1066", "year=x", "year=-1"])
+@pytest.mark.parametrize("query", ["page=0", "page=99", "page=x", "page=1", "year=1066", "year=x", "year=-1"])
 def test_a_page_that_is_not_there_is_not_found(client: Client, publication: Publication, query: str) -> None:
     publish()
     assert client.get(f"/posts/?{query}").status_code == 404
