@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import NON_FIELD_ERRORS, PermissionDenied, ValidationError
+from django.core.files.base import ContentFile
 from django.core.files.uploadedfile import UploadedFile
 from django.core.paginator import Paginator
 from django.db import models, transaction
@@ -23,10 +24,15 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_POST
 from unfold.admin import ModelAdmin
-from unfold.widgets import UnfoldAdminColorInputWidget, UnfoldAdminImageFieldWidget, UnfoldAdminTextareaWidget
+from unfold.widgets import (
+    UnfoldAdminColorInputWidget,
+    UnfoldAdminImageFieldWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminTextareaWidget,
+)
 
 from posts import auditlog, images, revisions
-from posts.models import AuditEntry, FeaturedPost, Post, Publication, Redirect, Snippet, Tag
+from posts.models import FRONT_PARTS, AuditEntry, FeaturedPost, Post, Publication, Redirect, Snippet, Tag
 
 REVISIONS_A_PAGE = 50
 REVISION_SHOWN = ["history_date", "history_change_reason", "history_user", "title"]
@@ -67,8 +73,71 @@ class URLField(forms.URLField):
         super().__init__(**{**kwargs, "assume_scheme": "https"})
 
 
+class AvatarField(ImageField):
+    """A picture that is cut to a square and kept small: every visitor of the front page loads it."""
+
+    def clean(self, data: Any, initial: Any = None) -> Any:
+        cleaned = super().clean(data, initial)
+        return images.avatar(cleaned) if isinstance(cleaned, ContentFile) else cleaned
+
+
+class PartsWidget(forms.MultiWidget):
+    """A place for each part of the front page, chosen from a menu: works with keys, and without scripts."""
+
+    def __init__(self, attrs: dict[str, Any] | None = None) -> None:
+        super().__init__({name: UnfoldAdminSelectWidget(choices=places()) for name, _label in FRONT_PARTS}, attrs)
+
+    def decompress(self, value: Any) -> list[str]:
+        return places_of(value or [])
+
+    def value_from_datadict(self, data: Any, files: Any, name: str) -> list[str]:
+        return [data.get(f"{name}_{part}", "") for part, _label in FRONT_PARTS]
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        context = self.get_context(name, value, attrs)["widget"]
+        rows = zip((label for _name, label in FRONT_PARTS), context["subwidgets"], strict=True)
+        menus = [(label, menu["attrs"]["id"], self._menu(menu, renderer)) for label, menu in rows]
+        return render_to_string("admin/posts/_parts.html", {"menus": menus, "label": _("Place on the front page")})
+
+    def _menu(self, menu: dict[str, Any], renderer: Any) -> SafeString:
+        widget = UnfoldAdminSelectWidget(choices=places())
+        return widget.render(menu["name"], menu["value"], menu["attrs"], renderer)
+
+
+def places() -> list[tuple[str, Any]]:
+    """Return the places that a part of the front page may have."""
+    return [("", _("Not shown")), *((str(place), str(place)) for place in range(1, len(FRONT_PARTS) + 1))]
+
+
+def places_of(chosen: list[str]) -> list[str]:
+    """Return the place of each part as the menus name it, in the order of FRONT_PARTS."""
+    return [str(chosen.index(name) + 1) if name in chosen else "" for name, _label in FRONT_PARTS]
+
+
+class PartsField(forms.Field):
+    """The parts of the front page in the author's order; a part without a place is left out."""
+
+    widget = PartsWidget
+
+    def clean(self, value: Any) -> list[str]:
+        chosen = [(place, name) for place, (name, _label) in zip(value, FRONT_PARTS, strict=True) if place]
+        if any(place not in dict(places()) for place, _name in chosen):
+            raise ValidationError(_("Choose a place from the menu for each part."))
+        if len({place for place, _name in chosen}) < len(chosen):
+            raise ValidationError(_("Two parts have the same place on the front page: give each its own."))
+        return [name for _place, name in sorted(chosen)]
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return places_of(initial or []) != data
+
+
 class PublicationForm(forms.ModelForm):
-    avatar = ImageField(required=False)
+    avatar = AvatarField(required=False, help_text=_("Cut to a square around its middle."))
+    front_parts = PartsField(
+        label=_("Parts of the front page"),
+        required=False,
+        help_text=_("They stand below the name and the sign-up form, in the order of their numbers."),
+    )
 
     class Meta:
         model = Publication
@@ -77,6 +146,7 @@ class PublicationForm(forms.ModelForm):
             "accent_color": UnfoldAdminColorInputWidget(attrs={"type": "color"}),
             "about": MarkdownEditor(),
             "social_links": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+            "recommendations": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
             "postal_address": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         }
 
@@ -89,6 +159,7 @@ class PublicationAdmin(ModelAdmin):
         (_("Sender"), {"fields": ["sender_name", "sender_address", "reply_to", "postal_address"]}),
         (_("When"), {"fields": ["send_weekday", "send_time", "time_zone", "catch_up_hours"]}),
         (_("About"), {"fields": ["about", "social_links"]}),
+        (_("Front page"), {"fields": ["front_parts", "recommendations"]}),
     ]
 
     def has_add_permission(self, request: HttpRequest) -> bool:

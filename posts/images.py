@@ -20,6 +20,7 @@ MOST_BYTES = 5 * 1024 * 1024
 MOST_PIXELS = 25_000_000
 MOST_FRAMES = 200
 LONGEST = 1600
+AVATAR = 384  # shown at 128 CSS pixels, on screens of up to three pixels each
 TOO_MANY_PIXELS = _("The image has more than 25 million pixels: make it smaller first.")
 
 
@@ -39,6 +40,16 @@ def clean_image(file: IO[bytes]) -> ContentFile[bytes]:
         return ContentFile(output.getvalue(), name=f"{uuid.uuid4().hex}.jpg")
     picture.convert("RGBA" if see_through else "RGB").save(output, "PNG", optimize=True)
     return ContentFile(output.getvalue(), name=f"{uuid.uuid4().hex}.png")
+
+
+def avatar(file: ContentFile[bytes]) -> ContentFile[bytes]:
+    """Return a picture that `clean_image` made, cut to a square around its middle and small."""
+    picture = Image.open(file)
+    kind = picture.format
+    edge = min(AVATAR, *picture.size)
+    output = io.BytesIO()
+    ImageOps.fit(picture, (edge, edge), Image.Resampling.LANCZOS).save(output, kind, quality=86, optimize=True)
+    return ContentFile(output.getvalue(), name=file.name)
 
 
 def _decode(data: bytes) -> Image.Image:
