@@ -22,7 +22,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from subscribers import addresses, emails, subscription, tasks, throttling, tokens
+from posts.models import Publication
+from subscribers import addresses, emails, mailboxes, subscription, tasks, throttling, tokens
 from subscribers.forms import AddressForm, NameForm, SubscribeForm
 from subscribers.models import MagicLink, Subscriber, SystemMail
 from subscribers.subscription import Circumstances
@@ -77,7 +78,7 @@ def client_ip(request: HttpRequest) -> str | None:
 
 @require_safe
 def subscribe(request: HttpRequest) -> HttpResponse:
-    return render(request, "subscribers/subscribe.html", {"form": SubscribeForm()})
+    return render(request, "subscribers/subscribe.html")
 
 
 @cookieless  # no cookie is read here: there is no authority to borrow, and the double opt-in is the protection
@@ -89,7 +90,7 @@ def subscribe_form(request: HttpRequest) -> HttpResponse:
         return _refuse(request, _("This request is too large or can't be read."), status=413)
     form = SubscribeForm(data)
     if form.is_robot:
-        return _check_inbox(request)
+        return _check_inbox(request, "")
     if not form.is_valid():
         return _invalid(request, form)
     wording = _("Send me each issue by e-mail. I can leave at any time.")
@@ -97,7 +98,7 @@ def subscribe_form(request: HttpRequest) -> HttpResponse:
         form.cleaned_data["address"], circumstances(request, wording=wording), source=form.cleaned_data["source"]
     )
     tasks.hint(mail)
-    return _check_inbox(request)
+    return _check_inbox(request, form.cleaned_data["address"])
 
 
 def _posted(request: HttpRequest) -> dict[str, Any] | QueryDict | None:
@@ -116,30 +117,45 @@ def _wants_json(request: HttpRequest) -> bool:
     return request.content_type == "application/json" or request.headers.get("Accept") == "application/json"
 
 
-def _check_inbox(request: HttpRequest) -> HttpResponse:
+def _check_inbox(request: HttpRequest, address: str) -> HttpResponse:
     if _wants_json(request):
         return JsonResponse({"status": "check_inbox"})
-    return redirect("subscribers:check")
+    return _to_inbox(address)
+
+
+def _to_inbox(address: str) -> HttpResponse:
+    """Lead to the page that says what comes next; it is told the provider and never the address."""
+    mailbox = mailboxes.of(address)
+    return redirect(reverse("subscribers:check") + (f"?at={mailbox.slug}" if mailbox else ""))
 
 
 def _invalid(request: HttpRequest, form: SubscribeForm) -> HttpResponse:
     if _wants_json(request):
         return JsonResponse({"status": "invalid", "errors": form.errors}, status=422)
     # A form that has grown old gets a fresh token, and what was typed stays.
-    fresh = {"address": form.data.get("address", ""), "source": form.data.get("source", "")}
-    context = {"form": form, "errors": [error for found in form.errors.values() for error in found], **fresh}
+    context = {
+        "address": form.data.get("address", ""),
+        "source": form.data.get("source", ""),
+        "error": " ".join(map(str, form.errors.get("address", ()))),
+        "errors": [error for name, found in form.errors.items() if name != "address" for error in found],
+    }
     return render(request, "subscribers/subscribe.html", context, status=422)
 
 
 def _refuse(request: HttpRequest, message: str, *, status: int) -> HttpResponse:
     if _wants_json(request):
         return JsonResponse({"status": "invalid", "errors": {"__all__": [message]}}, status=status)
-    return render(request, "subscribers/subscribe.html", {"form": SubscribeForm(), "errors": [message]}, status=status)
+    return render(request, "subscribers/subscribe.html", {"errors": [message]}, status=status)
 
 
 @require_safe
 def check(request: HttpRequest) -> HttpResponse:
-    return render(request, "subscribers/check.html")
+    """Say what comes next: the same for every address, but for the link to a mailbox whose provider is known."""
+    publication = Publication.current()
+    mailbox = mailboxes.MAILBOXES.get(request.GET.get("at", ""))
+    opened = mailbox.opened(sender=publication.sender_address) if mailbox else ""
+    context = {"publication": publication, "mailbox": mailbox, "opened": opened}
+    return private(render(request, "subscribers/check.html", context))
 
 
 @cookieless  # the token in the path is all the authority there is
@@ -225,7 +241,7 @@ def _ask_for_link(request: HttpRequest) -> HttpResponse:
     form = AddressForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         _owe_link(form.cleaned_data["address"])
-        return redirect("subscribers:check")
+        return _to_inbox(form.cleaned_data["address"])
     return render(request, "subscribers/ask_for_link.html", {"form": form}, status=422 if form.errors else 200)
 
 

@@ -14,10 +14,12 @@ SHOWN_FROM = 100
 
 
 @register.inclusion_tag("_partials/subscribe_form.html")
-def subscribe_form(source: str = "", address: str = "", field_id: str = "subscribe-address") -> dict[str, Any]:
-    """Show the sign-up form; the same for every visitor, so that the page may be cached."""
+def subscribe_form(
+    source: str = "", address: str = "", error: str = "", field_id: str = "subscribe-address"
+) -> dict[str, Any]:
+    """Show the sign-up form: the same for every visitor until something was typed, so that pages may be cached."""
     token = tokens.form_token(SubscribeForm.name)
-    return {"source": source, "address": address, "field_id": field_id, "token": token}
+    return {"source": source, "address": address, "error": error, "field_id": field_id, "token": token}
 
 
 @register.simple_tag
