@@ -163,6 +163,9 @@ CACHES = {
     }
 }
 
+# How much memory of each web process may hold finished pages; 0: each page is made anew for each visitor.
+PAGE_CACHE_MB = env.int("PAGE_CACHE_MB", 64)
+
 # Content Security Policy: public pages may load only our own style, script, image and form target.
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {

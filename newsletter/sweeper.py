@@ -18,6 +18,7 @@ from newsletter import alarms, delivery, preflight, reconciliation, schedule
 from newsletter.models import Heartbeat, Issue, Slot
 from posts.models import Post, Publication
 from subscribers import emails, instance
+from subscribers.models import ReaderCount
 
 logger = logging.getLogger(__name__)
 
@@ -280,5 +281,6 @@ STEPS = (
     alarms.look,
     send_mail,
     settle_unknown,
+    ReaderCount.refresh,
     look_before_sending,
 )

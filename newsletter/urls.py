@@ -23,3 +23,4 @@ urlpatterns = [
 ]
 
 handler404 = "posts.views.not_found"
+handler500 = "posts.views.server_error"

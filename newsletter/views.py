@@ -10,7 +10,7 @@ from django.views.decorators.http import require_safe
 
 from newsletter import clicks, rendering
 from newsletter.models import Issue
-from posts import shelves
+from posts import pagecache, shelves
 from posts.models import Post
 from subscribers.views import client_ip
 
@@ -25,6 +25,7 @@ MAIL_POLICY = {
 }
 
 
+@pagecache.kept("page")
 @require_safe
 def issues(request: HttpRequest) -> HttpResponse:
     archived = Issue.objects.archived().order_by("-number")
@@ -33,6 +34,7 @@ def issues(request: HttpRequest) -> HttpResponse:
     return render(request, "newsletter/issues.html", context)
 
 
+@pagecache.kept()
 @require_safe
 def issue(request: HttpRequest, number: int) -> HttpResponse:
     """Show what an issue brought: only those of its posts that the web may show."""

@@ -1,8 +1,10 @@
-"""The WSGI entry point that granian serves."""
+"""The WSGI entry point that granian serves: Django, and before it the pages that are kept."""
 
 import os
 
 from django.core.wsgi import get_wsgi_application
 
+from posts import pagecache
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "newsletter.settings")
-application = get_wsgi_application()
+application = pagecache.in_front_of(get_wsgi_application())

@@ -17,6 +17,7 @@ from django.utils.html import escape
 from django.utils.xmlutils import SimplerXMLGenerator
 from django.views.decorators.http import conditional_page, require_safe
 
+from posts import pagecache
 from posts.models import Post, Publication
 
 ITEMS = 20
@@ -50,18 +51,21 @@ class Rss(feedgenerator.Rss201rev2Feed):
         handler.addQuickElement("content:encoded", item["content"])
 
 
+@pagecache.kept()
 @require_safe
 @conditional_page
 def atom(request: HttpRequest) -> HttpResponse:
     return xml_feed(Atom, reverse("posts:atom"), "application/atom+xml; charset=utf-8")
 
 
+@pagecache.kept()
 @require_safe
 @conditional_page
 def rss(request: HttpRequest) -> HttpResponse:
     return xml_feed(Rss, reverse("posts:rss"), "application/rss+xml; charset=utf-8")
 
 
+@pagecache.kept()
 @require_safe
 @conditional_page
 def json_feed(request: HttpRequest) -> HttpResponse:

@@ -2,8 +2,10 @@ from django.conf import settings
 from django.contrib.sitemaps.views import sitemap
 from django.urls import path
 
-from posts import feeds, views
+from posts import feeds, pagecache, views
 from posts.sitemaps import PageSitemap, PostSitemap
+
+SITEMAPS = {"pages": PageSitemap, "posts": PostSitemap}
 
 app_name = "posts"
 urlpatterns = [
@@ -18,7 +20,7 @@ urlpatterns = [
     path("feed.xml", feeds.atom, name="atom"),
     path("rss.xml", feeds.rss, name="rss"),
     path("feed.json", feeds.json_feed, name="json_feed"),
-    path("sitemap.xml", sitemap, {"sitemaps": {"pages": PageSitemap, "posts": PostSitemap}}, name="sitemap"),
+    path("sitemap.xml", pagecache.kept("p")(sitemap), {"sitemaps": SITEMAPS}, name="sitemap"),
     path("robots.txt", views.robots, name="robots"),
     path("favicon.ico", views.favicon),
     path("theme-<slug:fingerprint>.css", views.theme_css, name="theme"),

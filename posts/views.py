@@ -1,31 +1,43 @@
 """The pages that readers browse. None of them sets a cookie or needs JavaScript."""
 
+import sys
 from typing import Any
 from urllib.parse import urlencode
 
 from django.conf import settings
 from django.core.paginator import InvalidPage, Page, Paginator
 from django.core.signing import BadSignature
+from django.db import InterfaceError, OperationalError
 from django.db.models import Count, Q, QuerySet, Value
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponsePermanentRedirect
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponsePermanentRedirect,
+    HttpResponseServerError,
+)
 from django.shortcuts import get_object_or_404, redirect, render
+from django.template.loader import render_to_string
 from django.templatetags.static import static as static_url
 from django.urls import reverse
-from django.utils.cache import patch_cache_control
+from django.utils.cache import add_never_cache_headers, patch_cache_control
 from django.views import static
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from posts import markdown, search, shelves, theme
+from posts import markdown, pagecache, search, shelves, theme
 from posts.models import FeaturedPost, Post, PostQuerySet, Publication, Series, Tag
 
 FEATURED = 3
 LATEST = 10
 RESULTS = 20
 TAGS = 16
+RETRY_SECONDS = 30  # before a page is asked for again that the database was missing for
 YEAR = 365 * 24 * 3600
 
 
+@pagecache.kept()
 @require_safe
 def profile(request: HttpRequest) -> HttpResponse:
     publication = Publication.current()
@@ -41,6 +53,7 @@ def profile(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/profile.html", context)
 
 
+@pagecache.kept("page", "year")
 @require_safe
 def archive(request: HttpRequest) -> HttpResponse:
     publication = Publication.current()
@@ -49,6 +62,7 @@ def archive(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/archive.html", {**context, **shelf(request, Post.objects.listed(), publication)})
 
 
+@pagecache.kept()
 @require_safe
 def post(request: HttpRequest, slug: str) -> HttpResponse:
     posts = Post.objects.published().defer("body", "search").prefetch_related("tags")
@@ -61,6 +75,7 @@ def post(request: HttpRequest, slug: str) -> HttpResponse:
     return response
 
 
+@pagecache.kept("page", "year")
 @require_safe
 def tag(request: HttpRequest, slug: str) -> HttpResponse:
     publication, shown = Publication.current(), get_object_or_404(Tag, slug=slug)
@@ -81,12 +96,14 @@ def search_posts(request: HttpRequest) -> HttpResponse:
     )
 
 
+@pagecache.kept()
 @require_safe
 def about(request: HttpRequest) -> HttpResponse:
     publication = Publication.current()
     return render(request, "posts/about.html", {"publication": publication, "text": markdown.render(publication.about)})
 
 
+@pagecache.kept()
 @require_safe
 def privacy(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/privacy.html")
@@ -118,6 +135,7 @@ def theme_css(request: HttpRequest, fingerprint: str) -> HttpResponse:
     return response
 
 
+@pagecache.kept()
 @require_safe
 def robots(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/robots.txt", content_type="text/plain; charset=utf-8")
@@ -147,6 +165,15 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     if moved:
         return HttpResponsePermanentRedirect(moved.get_absolute_url())
     return render(request, "404.html", status=404)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Say 503 where the database is away, and 500 of what is our own mistake. Neither page needs anything."""
+    if not isinstance(sys.exc_info()[1], OperationalError | InterfaceError):
+        return HttpResponseServerError(render_to_string("500.html"))
+    response = HttpResponse(render_to_string("503.html"), status=503, headers={"Retry-After": str(RETRY_SECONDS)})
+    add_never_cache_headers(response)
+    return response
 
 
 def result(post: Any) -> tuple[Post, str]:

@@ -225,3 +225,38 @@ class Instance(models.Model):
 
     def __str__(self) -> str:
         return f"armed {self.armed_at:%Y-%m-%d %H:%M}"
+
+
+class ReaderCount(models.Model):
+    """How many readers the front page names, in one row: a page does not count a million subscribers."""
+
+    SHOWN_FROM = 100
+
+    shown = models.CharField(max_length=10, blank=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="one_reader_count")]
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @classmethod
+    def current(cls) -> str:
+        """Return the number of readers, rounded down: 999, 1K, 13K; nothing while it is small."""
+        return cls.objects.values_list("shown", flat=True).first() or ""
+
+    @classmethod
+    def refresh(cls) -> None:
+        """Count anew; the row, and with it the site's version, changes only where another number is shown."""
+        count = Subscriber.objects.mailable().count()
+        shown = shortened(count) if count >= cls.SHOWN_FROM else ""
+        if not cls.objects.filter(shown=shown).exists():
+            cls.objects.update_or_create(pk=1, defaults={"shown": shown})
+
+
+def shortened(count: int) -> str:
+    """Return `count` floored to the unit of its size: 999, 1K for 1,999, 14K, 1M."""
+    for unit, sign in ((1_000_000, "M"), (1_000, "K")):
+        if count >= unit:
+            return f"{count // unit}{sign}"
+    return str(count)
