@@ -298,6 +298,7 @@ CELERY_BEAT_SCHEDULE_FILENAME = str((EMBEDDED_DIR if EMBEDDED else Path(tempfile
 CELERY_BEAT_SCHEDULE = {
     "dispatch-due": {"task": "newsletter.tasks.dispatch_due", "schedule": DISPATCH_SECONDS},
     "sweep": {"task": "newsletter.tasks.sweep", "schedule": SWEEP_SECONDS},
+    "renew-related": {"task": "posts.tasks.renew_related", "schedule": DISPATCH_SECONDS},
 }
 
 # markdownx: its own views are public and store HTML, so they are never mounted; these names point at ours.
@@ -346,6 +347,7 @@ UNFOLD = {
                     _menu("Preview groups", "groups", "newsletter_previewgroup"),
                     _menu("Featured", "push_pin", "posts_featuredpost"),
                     _menu("Tags", "sell", "posts_tag"),
+                    _menu("Series", "format_list_numbered", "posts_series"),
                     _menu("Snippets", "content_paste", "posts_snippet"),
                 ],
             },

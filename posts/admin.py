@@ -32,7 +32,7 @@ from unfold.widgets import (
 )
 
 from posts import auditlog, images, revisions
-from posts.models import FRONT_PARTS, AuditEntry, FeaturedPost, Post, Publication, Redirect, Snippet, Tag
+from posts.models import FRONT_PARTS, AuditEntry, FeaturedPost, Post, Publication, Redirect, Series, Snippet, Tag
 
 REVISIONS_A_PAGE = 50
 REVISION_SHOWN = ["history_date", "history_change_reason", "history_user", "title"]
@@ -201,6 +201,7 @@ class PostForm(forms.ModelForm):
         widgets = {
             "body": MarkdownEditor("post"),
             "excerpt": UnfoldAdminTextareaWidget(attrs={"rows": 2}),
+            "correction": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         }
         field_classes = {"canonical_url": URLField}
 
@@ -215,6 +216,8 @@ class PostForm(forms.ModelForm):
             ) % {"zone": Publication.current().time_zone}
         if "ready" in self.fields:
             self.fields["ready"].help_text = _("The next issue is put together from what is ready.")
+        if "corrected_at" in self.fields:
+            self.fields["corrected_at"].help_text = _("Left empty, it is now; without a correction there is no date.")
         if "body" in self.fields:
             self.fields["body"].help_text = ""  # the editor says it
 
@@ -261,13 +264,14 @@ class PostAdmin(ModelAdmin):
     list_filter = ["status", "visibility", "ready", "tags"]
     search_fields = ["title", "subtitle", "slug"]
     date_hierarchy = "published_at"
-    autocomplete_fields = ["tags"]
+    autocomplete_fields = ["tags", "series"]
     change_form_outer_before_template = "admin/posts/post_panel.html"
     change_form_before_template = "admin/posts/_draft.html"
     fieldsets = [
         (None, {"fields": ["title", "subtitle", "body"]}),
         (_("Publishing"), {"fields": ["ready", "status", "published_at", "visibility"]}),
-        (_("Around it"), {"fields": ["tags", "excerpt", "cover", "cover_alt"], "classes": ["collapse"]}),
+        (_("Around it"), {"fields": ["tags", "series", "excerpt", "cover", "cover_alt"], "classes": ["collapse"]}),
+        (_("Correction"), {"fields": ["correction", "corrected_at"], "classes": ["collapse"]}),
         (_("Address"), {"fields": ["slug", "canonical_url", "meta_description"], "classes": ["collapse"]}),
     ]
 
@@ -407,6 +411,13 @@ class SnippetAdmin(ModelAdmin):
 
 @admin.register(Tag)
 class TagAdmin(ModelAdmin):
+    list_display = ["name", "slug"]
+    search_fields = ["name"]
+    prepopulated_fields = {"slug": ["name"]}
+
+
+@admin.register(Series)
+class SeriesAdmin(ModelAdmin):
     list_display = ["name", "slug"]
     search_fields = ["name"]
     prepopulated_fields = {"slug": ["name"]}

@@ -271,7 +271,9 @@ def _copy(path: Path, stem: str, report: Report) -> str:
             raise BadFile(f"the image {path.name}: {' '.join(error.messages)}") from error
     report.images += 1
     assert image.name is not None
-    return default_storage.save(f"imported/{stem}{Path(image.name).suffix}", image)
+    name = default_storage.save(f"imported/{stem}{Path(image.name).suffix}", image)
+    images.make_copies(name)
+    return name
 
 
 # Headers

@@ -18,8 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 import nh3
 from django.conf import settings
-from django.core.exceptions import SuspiciousFileOperation, ValidationError
-from django.core.files.storage import default_storage
+from django.core.exceptions import ValidationError
 from django.utils.text import Truncator, slugify
 from django.utils.translation import gettext as _
 from markdown_it import MarkdownIt
@@ -27,13 +26,14 @@ from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from markdown_it.tree import SyntaxTreeNode
 from mdit_py_plugins.gfm import gfm_plugin
-from PIL import Image, UnidentifiedImageError
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Generic, Keyword, Name, Number, Operator, String, _TokenType
 from pygments.util import ClassNotFound
+
+from posts import images
 
 MAX_CHARACTERS = 250_000
 MAX_NESTING = 100
@@ -72,6 +72,10 @@ ATTRIBUTES = {
     "td": {"colspan", "rowspan"},
     "th": {"colspan", "rowspan", "scope"},
 }
+# A page lets the browser choose among the copies of an image of ours; mail programs and feed readers get the image.
+WEB_ATTRIBUTES = ATTRIBUTES | {"img": ATTRIBUTES["img"] | {"srcset", "sizes"}}
+IMAGE_SIZES = "(min-width: 45rem) 41rem, 100vw"  # as wide as the text of a page: --measure of site.css
+OWN_COPIES = re.compile(rf"(?:{re.escape(settings.MEDIA_URL)}[\w-][\w./-]* \d+w(?:, )?)+")
 # Mail has no stylesheet that every reader keeps, so there colours and alignment stand in the text, and a table says by
 # attributes how it looks. Anchors have names: Gmail and Outlook find no other target of a link within a mail.
 IN_MAIL = {
@@ -106,12 +110,16 @@ SCHEMES = {"http", "https", "mailto"}
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text made ready: sanitised web HTML, plain text for search and excerpt, and minutes to read it."""
+    """A text made ready: sanitised web HTML, plain text for search and excerpt, minutes to read it, and its headings.
+
+    A heading is [level, id, words].
+    """
 
     html: str
     text: str
     excerpt: str
     reading_minutes: int
+    headings: list[list[Any]]
 
 
 def render(text: str, target: str = "web", prefix: str = "") -> str:
@@ -139,7 +147,7 @@ def render_post(text: str) -> Rendered:
     tokens = _parse(text)
     plain = _plain_words(tokens)
     minutes = max(1, round(len(plain.split()) / WORDS_A_MINUTE))
-    return Rendered(render(text), plain, _excerpt(tokens), minutes)
+    return Rendered(render(text), plain, _excerpt(tokens), minutes, _headings(tokens))
 
 
 def _parse(text: str, target: str = "email", env: dict[str, Any] | None = None) -> list[Token]:
@@ -167,6 +175,16 @@ def _excerpt(tokens: Sequence[Token]) -> str:
     """Return how the prose of a text begins: without headings and code, cut between two words."""
     prose = [_words(inline) for opening, inline in pairwise(tokens) if opening.type == "paragraph_open"]
     return Truncator(" ".join(filter(None, prose))).words(EXCERPT_WORDS)
+
+
+def _headings(tokens: Sequence[Token]) -> list[list[Any]]:
+    """Return the headings that stand in no box of the text."""
+    found = [(opening, inline) for opening, inline in pairwise(tokens) if opening.type == "heading_open"]
+    return [
+        [int(opening.tag[1]), str(opening.attrGet("id")), _words(inline)]
+        for opening, inline in found
+        if opening.level == 0 and _words(inline)
+    ]
 
 
 def _plain_words(tokens: Sequence[Token]) -> str:
@@ -343,7 +361,31 @@ def _mail_cell(renderer: Any, tokens: Sequence[Token], index: int, options: Any,
 def _web_image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
     tokens[index].attrSet("loading", "lazy")
     _set_size(tokens[index], most=None)
+    for name, value in _copies(str(tokens[index].attrGet("src") or "")).items():
+        tokens[index].attrSet(name, value)
     return str(renderer.image(tokens, index, options, env))
+
+
+def _web_raw(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    return RAW_IMAGE.sub(_raw_web_image, _raw(renderer, tokens, index, options, env))
+
+
+def _raw_web_image(found: re.Match[str]) -> str:
+    """Let an image in raw HTML wait and say its size; of two attributes of a name the sanitiser keeps the first."""
+    said = _said(found[0])
+    attributes = {"loading": "lazy"} | _copies(said.get("src", ""))
+    size = image_size(said.get("src", ""))
+    if size and not {"width", "height"} & set(said):
+        attributes |= {"width": str(size[0]), "height": str(size[1])}
+    more = "".join(f' {name}="{html.escape(value)}"' for name, value in attributes.items())
+    return f"<img{more} {found[0][4:]}"
+
+
+def _copies(src: str) -> dict[str, str]:
+    """Return the attributes that let a browser choose among the copies of one of our own images."""
+    name, size = own_name(src), image_size(src)
+    found = images.srcset(name, size[0], images.copies(name, size[0])) if name and size else ""
+    return {"srcset": found, "sizes": IMAGE_SIZES} if found else {}
 
 
 def _mail_image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
@@ -404,14 +446,17 @@ def _set_size(token: Token, *, most: int | None) -> None:
 
 def image_size(src: str) -> tuple[int, int] | None:
     """Return the width and height in pixels of one of our own images, None of any other."""
+    name = own_name(src)
+    return images.stored_size(name) if name else None
+
+
+def own_name(src: str) -> str:
+    """Return the name under which an image of ours is stored, by its address; empty for any other."""
     try:
         path = urlsplit(src.removeprefix(settings.SITE_URL)).path
-        if not path.startswith(settings.MEDIA_URL):
-            return None
-        with default_storage.open(path.removeprefix(settings.MEDIA_URL)) as file, Image.open(file) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError, ValueError, SuspiciousFileOperation, Image.DecompressionBombError):
-        return None
+    except ValueError:
+        return ""
+    return path.removeprefix(settings.MEDIA_URL) if path.startswith(settings.MEDIA_URL) else ""
 
 
 def _footnote_back(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
@@ -459,11 +504,11 @@ def _cleaner(target: str) -> Callable[[str], str]:
     mail = target == "email"
     cleaner = nh3.Cleaner(
         tags=TAGS,
-        attributes=MAIL_ATTRIBUTES if mail else ATTRIBUTES,
+        attributes=MAIL_ATTRIBUTES if mail else WEB_ATTRIBUTES,
         url_schemes=SCHEMES,
         link_rel=None if mail else "noopener noreferrer",
         filter_style_properties=STYLE_PROPERTIES if mail else set(),
-        attribute_filter=_mail_attribute if mail else None,
+        attribute_filter=_mail_attribute if mail else _web_attribute,
     )
     return cleaner.clean
 
@@ -480,6 +525,13 @@ def _mail_attribute(tag: str, attribute: str, value: str) -> str | None:
     return absolute(value) if attribute in ("href", "src") else value
 
 
+def _web_attribute(tag: str, attribute: str, value: str) -> str | None:
+    """Let `srcset` name copies of our own images only: an author's own could lead a reader's browser elsewhere."""
+    if attribute == "srcset":
+        return value if OWN_COPIES.fullmatch(value) and ".." not in value else None
+    return value if attribute != "sizes" or value == IMAGE_SIZES else None
+
+
 def absolute(address: str) -> str:
     """Make an address of our own whole: a mail has no page to be relative to."""
     try:
@@ -492,8 +544,8 @@ def absolute(address: str) -> str:
 WEB_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
 RULES: dict[str, dict[str, Callable[..., str]]] = {
     "web": {
-        "html_inline": _raw,
-        "html_block": _raw,
+        "html_inline": _web_raw,
+        "html_block": _web_raw,
         "footnote_anchor": _footnote_back,
         "footnote_block_open": _footnotes_open,
         "heading_close": _permalink,

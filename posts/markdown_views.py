@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
-from posts import images
+from posts import images, post_page
 from posts.models import Post
 
 # What a preview may load, said by the document itself: it stands in a frame's srcdoc, where no header of ours counts.
@@ -50,7 +50,7 @@ def preview(request: HttpRequest) -> HttpResponse:
     except ValueError as error:
         return answer({"error": str(error)}, status=422)
     template = "posts/post.html" if request.POST.get("kind") == "post" else "admin/posts/look.html"
-    html = render_to_string(template, {"post": post}, request=request)
+    html = render_to_string(template, post_page.dressed(post), request=request)
     words = len(post.body_text.split())
     return answer({"html": framed(html, WEB_POLICY), "words": words, "minutes": post.reading_minutes})
 
@@ -66,6 +66,7 @@ def upload(request: HttpRequest) -> HttpResponse:
     except ValidationError as error:
         return answer({"image": error.messages}, status=422)
     name = default_storage.save(f"posts/{timezone.now():%Y}/{image.name}", image)
+    images.make_copies(name)
     return answer({"url": default_storage.url(name)})
 
 

@@ -6,9 +6,11 @@ import datetime as dt
 import hashlib
 import json
 import zoneinfo
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
 from django.contrib.postgres.search import SearchVectorField
 from django.core.exceptions import ValidationError
@@ -27,7 +29,7 @@ from django.utils.text import slugify
 from django.utils.translation import gettext_lazy as _
 from simple_history.models import HistoricalRecords
 
-from posts import markdown, search, theme
+from posts import images, markdown, search, theme
 
 CONTROL_CHARACTERS = RegexValidator(
     r"[\x00-\x08\x0a-\x1f\x7f\u0085\u2028\u2029]",
@@ -39,6 +41,9 @@ CONTROL_CHARACTERS = RegexValidator(
 PREVIEW_DAYS = 14
 AUTOSAVED = "kept while typing"
 REVISION_MINUTES = 10
+# From so many headings and minutes on, a post shows its contents.
+CONTENTS_HEADINGS, CONTENTS_MINUTES = 3, 4
+CONTENTS_LEVELS = (2, 3)
 DERIVED = ["body_html", "body_text", "derived_excerpt", "reading_minutes", "body_code", "headings", "cover_copies"]
 
 
@@ -235,6 +240,9 @@ class Series(models.Model):
         self.slug = self.slug or slugify(self.name)[:100]
         super().save(*args, **kwargs)
 
+    def get_absolute_url(self) -> str:
+        return reverse("posts:series", args=[self.slug])
+
 
 class PostQuerySet(models.QuerySet["Post"]):
     def published(self) -> PostQuerySet:
@@ -377,6 +385,30 @@ class Post(models.Model):
         return self.excerpt or self.derived_excerpt
 
     @property
+    def contents(self) -> list[dict[str, Any]]:
+        """Return the headings that a long text shows as its contents, each with those below it; none of a short one."""
+        shown = [heading for heading in self.headings if heading[0] in CONTENTS_LEVELS]
+        if len(shown) < CONTENTS_HEADINGS or self.reading_minutes < CONTENTS_MINUTES:
+            return []
+        found: list[dict[str, Any]] = []
+        for level, anchor, words in shown:
+            entry: dict[str, Any] = {"id": anchor, "words": words, "below": []}
+            (found[-1]["below"] if found and level == CONTENTS_LEVELS[1] else found).append(entry)
+        return found
+
+    @property
+    def cover_srcset(self) -> str:
+        """Return the addresses of the cover's copies with their widths, for an `img`; empty where there are none."""
+        kept = self.cover_copies
+        return images.srcset(kept["name"], kept["width"], kept["copies"]) if self.cover_size else ""
+
+    @property
+    def cover_size(self) -> tuple[int, int] | None:
+        """Return the cover's width and height in pixels."""
+        kept = self.cover_copies
+        return (kept["width"], kept["height"]) if kept and kept["name"] == self.cover.name else None
+
+    @property
     def version(self) -> str:
         """Return a fingerprint of what the editor's form holds: another one means that somebody changed it meanwhile.
 
@@ -439,6 +471,8 @@ class Post(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Derive HTML, text and reading time; keep a changed address of a published post as a redirect."""
         self.slug = self.slug or self._free_slug()
+        self._date_correction()
+        self._copy_cover()
         self.derive()
         with transaction.atomic():
             self._keep_old_address()
@@ -448,7 +482,26 @@ class Post(models.Model):
         """Make of the Markdown what pages and search show; raise ValueError on a text that can't be rendered."""
         rendered = markdown.render_post(self.body)
         self.body_html, self.body_text, self.derived_excerpt = rendered.html, rendered.text, rendered.excerpt
-        self.reading_minutes = rendered.reading_minutes
+        self.reading_minutes, self.headings = rendered.reading_minutes, rendered.headings
+
+    def _date_correction(self) -> None:
+        """Let a correction have a date and no date stand without one."""
+        self.corrected_at = (self.corrected_at or timezone.now()) if self.correction else None
+
+    def _copy_cover(self) -> None:
+        """Store a new cover now and make its copies: its size and their names are saved along with it."""
+        if self.cover and not self.cover._committed:  # type: ignore[attr-defined]  # Django's own
+            self.cover.save(str(self.cover.name), self.cover.file, save=False)
+        if self.cover and self.cover_copies.get("name") != self.cover.name:
+            self.describe_cover()
+        elif not self.cover:
+            self.cover_copies = {}
+
+    def describe_cover(self) -> None:
+        """Make the copies of the cover that are missing, and keep its size and their names."""
+        with suppress(OSError, ValidationError):  # a cover that is away or broken is shown as it is
+            images.make_copies(str(self.cover.name))
+        self.cover_copies = images.describe(str(self.cover.name))
 
     def clean(self) -> None:
         if self.status == self.Status.SCHEDULED and not self.published_at:
@@ -461,10 +514,11 @@ class Post(models.Model):
         self._check_move()
 
     def _check_body(self) -> None:
-        try:
-            markdown.validate(self.body)
-        except ValidationError as error:
-            raise ValidationError({"body": error.messages}) from error
+        for name in ("body", "correction"):
+            try:
+                markdown.validate(getattr(self, name))
+            except ValidationError as error:
+                raise ValidationError({name: error.messages}) from error
 
     def _check_move(self) -> None:
         old = Post.objects.filter(pk=self.pk).values_list("status", flat=True).first()
@@ -506,6 +560,20 @@ class FeaturedPost(models.Model):
 
     def __str__(self) -> str:
         return str(self.post)
+
+
+class RelatedPosts(models.Model):
+    """Which posts are the most like one, the most alike first: worked out outside of any request (see `related`).
+
+    A hint: whether one of them may be shown is asked when it is.
+    """
+
+    post = models.OneToOneField(Post, on_delete=models.CASCADE, primary_key=True, related_name="related")
+    others = ArrayField(models.BigIntegerField(), default=list)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.post_id}: {self.others}"
 
 
 class SiteVersion(models.Model):

@@ -2,7 +2,7 @@ from django.conf import settings
 from django.contrib.sitemaps.views import sitemap
 from django.urls import path
 
-from posts import feeds, pagecache, views
+from posts import feeds, pagecache, post_page, views
 from posts.sitemaps import PageSitemap, PostSitemap
 
 SITEMAPS = {"pages": PageSitemap, "posts": PostSitemap}
@@ -11,12 +11,14 @@ app_name = "posts"
 urlpatterns = [
     path("", views.profile, name="profile"),
     path("posts/", views.archive, name="archive"),
-    path("posts/<slug:slug>/", views.post, name="post"),
+    path("posts/<slug:slug>/", post_page.post, name="post"),
+    path("posts/<slug:slug>.md", post_page.source, name="source"),
+    path("series/<slug:slug>/", post_page.series, name="series"),
     path("tags/<slug:slug>/", views.tag, name="tag"),
     path("search/", views.search_posts, name="search"),
     path("about/", views.about, name="about"),
     path("privacy/", views.privacy, name="privacy"),
-    path("preview/<str:token>/", views.preview, name="preview"),
+    path("preview/<str:token>/", post_page.preview, name="preview"),
     path("feed.xml", feeds.atom, name="atom"),
     path("rss.xml", feeds.rss, name="rss"),
     path("feed.json", feeds.json_feed, name="json_feed"),

@@ -6,7 +6,6 @@ from urllib.parse import urlencode
 
 from django.conf import settings
 from django.core.paginator import InvalidPage, Page, Paginator
-from django.core.signing import BadSignature
 from django.db import InterfaceError, OperationalError
 from django.db.models import Count, Q, QuerySet, Value
 from django.http import (
@@ -23,7 +22,6 @@ from django.templatetags.static import static as static_url
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers, patch_cache_control
 from django.views import static
-from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from posts import markdown, pagecache, search, shelves, theme
@@ -62,19 +60,6 @@ def archive(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/archive.html", {**context, **shelf(request, Post.objects.listed(), publication)})
 
 
-@pagecache.kept()
-@require_safe
-def post(request: HttpRequest, slug: str) -> HttpResponse:
-    posts = Post.objects.published().defer("body", "search").prefetch_related("tags")
-    shown = get_object_or_404(posts, slug=slug)
-    older, newer = neighbours(shown)
-    context = {"post": shown, "older": older, "newer": newer, "canonical": shown.url}
-    response = render(request, "posts/post.html", context)
-    if shown.visibility == Post.Visibility.UNLISTED:
-        response["X-Robots-Tag"] = "noindex"
-    return response
-
-
 @pagecache.kept("page", "year")
 @require_safe
 def tag(request: HttpRequest, slug: str) -> HttpResponse:
@@ -107,20 +92,6 @@ def about(request: HttpRequest) -> HttpResponse:
 @require_safe
 def privacy(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/privacy.html")
-
-
-@require_safe
-@never_cache
-def preview(request: HttpRequest, token: str) -> HttpResponse:
-    """Show any post, draft or not, to whoever holds a signed link that is not too old."""
-    try:
-        shown = Post.by_preview_token(token)
-    except (BadSignature, Post.DoesNotExist):
-        raise Http404 from None
-    response = render(request, "posts/post.html", {"post": shown, "preview": True})
-    response["X-Robots-Tag"] = "noindex"
-    response["Referrer-Policy"] = "same-origin"
-    return response
 
 
 @require_safe
@@ -239,19 +210,6 @@ def page_of(posts: QuerySet[Post], request: HttpRequest, size: int) -> Page[Post
         raise Http404(str(problem)) from problem
 
 
-def neighbours(shown: Post) -> tuple[Post | None, Post | None]:
-    """Return the listed posts published just before and just after, in one query."""
-    at, pk = shown.published_at, shown.pk
-    listed = Post.objects.listed().only("title", "slug", "published_at").exclude(pk=pk)
-    before = listed.filter(Q(published_at__lt=at) | Q(published_at=at, pk__lt=pk)).order_by("-published_at", "-pk")[:1]
-    after = listed.filter(Q(published_at__gt=at) | Q(published_at=at, pk__gt=pk)).order_by("published_at", "pk")[:1]
-    found: list[Any] = list(before.union(after))
-    mine = (at, pk)
-    older = next((post for post in found if (post.published_at, post.pk) < mine), None)
-    newer = next((post for post in found if (post.published_at, post.pk) > mine), None)
-    return older, newer
-
-
 def spellings(path: str) -> list[str]:
     """Return `path` with and without its last slash: old sites had either."""
     bare = path.rstrip("/")
@@ -260,7 +218,11 @@ def spellings(path: str) -> list[str]:
 
 def at_address(path: str) -> Q:
     """Match the post that has, or once had, the address `path`."""
-    current = Q(slug=path.removeprefix(reverse("posts:archive")).strip("/")) if is_post_path(path) else Q(pk=None)
+    current = (
+        Q(slug=path.removeprefix(reverse("posts:archive")).strip("/").removesuffix(".md"))
+        if is_post_path(path)
+        else Q(pk=None)
+    )
     return current | Q(redirects__path__in=spellings(path))
 
 
