@@ -119,6 +119,11 @@ class PartsField(forms.Field):
 
     widget = PartsWidget
 
+    def prepare_value(self, value: Any) -> list[str]:
+        """Return the places; a form that is sent back holds them already."""
+        sent_back = isinstance(value, list) and len(value) == len(FRONT_PARTS) and set(value) <= set(dict(places()))
+        return value if sent_back else places_of(value or [])
+
     def clean(self, value: Any) -> list[str]:
         chosen = [(place, name) for place, (name, _label) in zip(value, FRONT_PARTS, strict=True) if place]
         if any(place not in dict(places()) for place, _name in chosen):
@@ -146,7 +151,7 @@ class PublicationForm(forms.ModelForm):
             "accent_color": UnfoldAdminColorInputWidget(attrs={"type": "color"}),
             "about": MarkdownEditor(),
             "social_links": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
-            "recommendations": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+            "recommendations": UnfoldAdminTextareaWidget(attrs={"rows": 5}),
             "postal_address": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         }
 

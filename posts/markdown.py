@@ -187,6 +187,12 @@ def _headings(tokens: Sequence[Token]) -> list[list[Any]]:
     ]
 
 
+def first_paragraph(text: str) -> str:
+    """Return the words of the first paragraph of a text."""
+    prose = (_words(inline) for opening, inline in pairwise(_parse(text)) if opening.type == "paragraph_open")
+    return next(filter(None, prose), "")
+
+
 def _plain_words(tokens: Sequence[Token]) -> str:
     """Return the words of a text, code included, a block a line."""
     lines = [_words(token) for token in tokens if token.type in ("inline", "fence", "code_block")]

@@ -46,7 +46,7 @@ def profile(request: HttpRequest) -> HttpResponse:
         "featured": featured,
         "latest": latest,
         "tags": used_tags()[:TAGS],
-        "about": markdown.render_post(publication.about).excerpt,
+        "about": markdown.first_paragraph(publication.about),
     }
     return render(request, "posts/profile.html", context)
 

@@ -242,6 +242,7 @@ def _ask_for_link(request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         _owe_link(form.cleaned_data["address"])
         return _to_inbox(form.cleaned_data["address"])
+    form.fields["address"].widget.attrs["autofocus"] = bool(form.errors)
     return render(request, "subscribers/ask_for_link.html", {"form": form}, status=422 if form.errors else 200)
 
 

@@ -106,6 +106,11 @@ def make_publication() -> None:
     publication.social_links = (
         "Code https://code.example.org/slowquery\nFediverse https://social.example.org/@slowquery"
     )
+    publication.recommendations = (
+        "Notes on Queues | https://queues.example.org/ | A letter a month about things that wait in line.\n"
+        "The Index | https://index.example.org/ | How databases find what they look for, one patient essay at a time.\n"
+        "Plain Text | https://plain.example.org/ | Tools that outlive their makers."
+    )
     publication.accent_color = "#0f6b5c"
     publication.sender_name = "Robin at Slow Query"
     publication.sender_address = "robin@slowquery.example.com"
