@@ -1,105 +1,139 @@
-"""What axe finds on the public pages, at the width of a phone and of a desk, light and dark: nothing."""
+"""What axe finds on the public pages, at the width of a phone and of a desk, light and dark: nothing. And the keyboard
+alone goes everywhere."""
 
-import datetime as dt
-import io
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from django.core.files.base import ContentFile
-from django.core.files.storage import default_storage
-from django.utils import timezone
-from PIL import Image
 from playwright.sync_api import Page
 from pytest_django.live_server_helper import LiveServer
 
-from posts.models import FeaturedPost, Post, Publication, Tag
-from tests.factories import make_post
+from posts.models import Publication
+from subscribers import tokens
+from subscribers.models import Subscriber
+from subscribers.views import SESSION_COOKIE
+from tests import site
+from tests.browser.conftest import WIDTHS
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
-
-BODY = """Dead rows wait.[^1] See [the archive](/posts/).
-
-## A claim
-
-```sql
-SELECT id FROM delivery WHERE state = 'pending' -- a comment that is longer than any phone is wide, on purpose
-ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED;
-```
-
-> [!WARNING]
-> A lease that nobody renews ends.
-
-> [!TIP]
-> Count what was sent.
-
-| Workers | Claims a second | Median of all claims | Slowest of all claims |
-|--------:|:---------------:|:---------------------|----------------------:|
-| 1       | 4,100           | 0.2 ms               | 0.9 ms                |
-
-![Bars that grow](/media/bars.png)
-
-- [x] done
-- [ ] open
-
-> Somebody said so.
-
-Press <kbd>Ctrl</kbd> and write `code`.
-
-[^1]: Until vacuum comes.
-"""
-PAGES = ["/", "/posts/", "/posts/on-vacuum/", "/tags/locks/", "/search/", "/search/?q=rows", "/about/", "/privacy/"]
-FORMS = ["/subscribe/", "/subscribe/check-your-inbox/", "/preferences/", "/issues/"]
-MISSING = ["/nowhere/", "/posts/taken-back/"]
-
-
-def picture() -> ContentFile:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 36), "#0f6b5c").save(file, "PNG")
-    return ContentFile(file.getvalue(), name="bars.png")
+SCHEMES = ("light", "dark")
+# What the Tab key reaches next: where it is, how it is marked, and whether it can be seen.
+FOCUSED = """() => {
+  const at = document.activeElement;
+  if (!at || at === document.body) return null;
+  const box = at.getBoundingClientRect(), style = getComputedStyle(at);
+  return {
+    name: at.getAttribute("href") || at.name || at.textContent.trim(),
+    outlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+    seen: box.width > 0 && box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth,
+    place: [...document.querySelectorAll("*")].indexOf(at),
+  };
+}"""
 
 
 @pytest.fixture
-def site(publication: Publication) -> None:
-    """A publication that has everything a page may show."""
-    publication.tagline, publication.byline = "A letter a week about databases", "The author"
-    publication.about, publication.accent_color = BODY, "#ffb000"
-    publication.social_links = "Code https://code.example.org/author"
-    publication.avatar.save("me.png", picture())
-    default_storage.save("bars.png", picture())
-    tag = Tag.objects.create(name="Locks")
-    for days, title in enumerate(["On vacuum", "On locks", "On plans", "On nulls"]):
-        at = timezone.now() - dt.timedelta(days=days * 200, hours=1)
-        post = make_post(title, BODY, status=Post.Status.PUBLISHED, published_at=at, subtitle="And what it forgives")
-        post.cover_alt = "Bars"
-        post.cover.save("cover.png", picture())
-        post.tags.add(tag)
-    FeaturedPost.objects.create(post=Post.objects.get(slug="on-locks"))
-    make_post("Taken back", status=Post.Status.WITHDRAWN, published_at=timezone.now())
+def addresses(publication: Publication, bob: Subscriber) -> list[str]:
+    """The addresses of every public page, those that a mail leads to among them."""
+    site.make_site(publication)
+    return [*site.PAGES, *site.doors(bob)]
 
 
-@pytest.mark.both_widths
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_on_any_page(site: None, live_server: LiveServer, page: Page, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+def violations(page: Page) -> list[tuple[str, str]]:
+    found = Axe().run(page).response["violations"]
+    return [(violation["id"], violation["nodes"][0]["html"]) for violation in found]
+
+
+def looked_at(page: Page) -> dict[tuple[int, str], list[tuple[str, str]]]:
+    """Return what axe finds on the page in each width and scheme, and whether it can be scrolled sideways."""
     found = {}
-    for path in PAGES + FORMS + MISSING:
+    for width in WIDTHS.values():
+        page.set_viewport_size({"width": width, "height": 844})
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]  # one of two words
+            found[width, scheme] = violations(page)
+        if not page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"):
+            found[width, "sideways"] = [("scrolls sideways", "")]
+    return {where: problems for where, problems in found.items() if problems}
+
+
+def test_axe_finds_nothing_on_any_page_and_none_scrolls_sideways(
+    addresses: list[str], live_server: LiveServer, page: Page
+) -> None:
+    found = {}
+    for path in addresses:
         page.goto(live_server.url + path)
-        results = Axe().run(page)
-        found[path] = [(violation["id"], violation["nodes"][0]["html"]) for violation in results.response["violations"]]
+        found[path] = looked_at(page)
     assert {path: problems for path, problems in found.items() if problems} == {}
 
 
-@pytest.mark.both_widths
-def test_no_page_scrolls_sideways(site: None, live_server: LiveServer, page: Page) -> None:
-    for path in PAGES + FORMS + MISSING:
-        page.goto(live_server.url + path)
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+def test_axe_finds_nothing_on_what_answers_a_form(
+    addresses: list[str], bob: Subscriber, live_server: LiveServer, page: Page
+) -> None:
+    page.goto(live_server.url + "/subscribe/")
+    page.get_by_label("Your e-mail address").fill("ada@example")
+    page.get_by_role("button", name="Subscribe").click()
+    assert page.get_by_role("alert").inner_text()
+    assert looked_at(page) == {}
+    session = tokens.sign(bob.pk, "", purpose=tokens.SESSION)
+    page.context.add_cookies([{"name": SESSION_COOKIE, "value": session, "url": live_server.url + "/preferences/"}])
+    page.goto(live_server.url + "/preferences/")
+    assert page.get_by_label("Your name").is_visible()
+    assert looked_at(page) == {}
+    page.goto(live_server.url + f"/u/{bob.unsubscribe_id}/")
+    page.get_by_role("button", name="Unsubscribe").click()
+    assert "You are unsubscribed" in page.inner_text("h1")
+    assert looked_at(page) == {}
 
 
 @pytest.mark.both_widths
-def test_the_keyboard_reaches_the_text_at_once(site: None, live_server: LiveServer, page: Page) -> None:
+def test_the_keyboard_reaches_the_text_at_once(addresses: list[str], live_server: LiveServer, page: Page) -> None:
     page.goto(live_server.url + "/posts/on-vacuum/")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.getAttribute('href')") == "#content"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
+
+
+def tabbed(page: Page) -> list[dict[str, Any]]:
+    """Press Tab until the page is left, and return all that was reached."""
+    reached: list[dict[str, Any]] = []
+    for _press in range(200):
+        page.keyboard.press("Tab")
+        at = page.evaluate(FOCUSED)
+        if at is None or (reached and at["place"] <= reached[-1]["place"]):
+            return reached
+        reached.append(at)
+    pytest.fail("the keyboard does not leave the page")
+
+
+@pytest.mark.both_widths
+@pytest.mark.parametrize("path", ["/", "/posts/", "/posts/on-vacuum/", "/subscribe/", "/nowhere/"])
+def test_the_keyboard_goes_through_a_page_in_order_seen_and_out_again(
+    addresses: list[str], live_server: LiveServer, page: Page, path: str
+) -> None:
+    page.goto(live_server.url + path)
+    reached = tabbed(page)
+    assert [at["name"] for at in reached if not (at["outlined"] and at["seen"])] == []
+    usable = page.evaluate(
+        "[...document.querySelectorAll('a[href], button, input:not([type=hidden]), summary, pre[tabindex]')]"
+        ".filter((each) => each.tabIndex >= 0 && each.checkVisibility()).length"
+    )
+    assert len(reached) >= usable > 5
+
+
+def test_a_reader_signs_up_and_leaves_by_the_keyboard_alone(
+    addresses: list[str], bob: Subscriber, live_server: LiveServer, page: Page
+) -> None:
+    page.goto(live_server.url + "/")
+    while page.evaluate("document.activeElement.name") != "address":
+        page.keyboard.press("Tab")
+    page.keyboard.type("ada@gmail.com")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/subscribe/check-your-inbox/?at=gmail")
+    page.goto(live_server.url + f"/u/{bob.unsubscribe_id}/")
+    while page.evaluate("document.activeElement.name") != "button":
+        page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.wait_for_selector("text=You are unsubscribed")
+    bob.refresh_from_db()
+    assert bob.status == Subscriber.Status.UNSUBSCRIBED

@@ -1,0 +1,85 @@
+"""The sign-up form in a browser: each of its states, with JavaScript and without."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from pytest_django.live_server_helper import LiveServer
+
+from posts.models import Publication
+from subscribers.models import Subscriber
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("publication")]
+FIELD = "Your e-mail address"
+
+
+@pytest.fixture(params=[True, False], ids=["with scripts", "without scripts"])
+def visitor(request: pytest.FixtureRequest, browser: Browser, width: int) -> Iterator[Page]:
+    context = browser.new_context(java_script_enabled=request.param, viewport={"width": width, "height": 844})
+    context.set_default_timeout(15_000)
+    yield context.new_page()
+    context.close()
+
+
+def send(page: Page, address: str) -> None:
+    page.get_by_label(FIELD).fill(address)
+    page.get_by_role("main").get_by_role("button", name="Subscribe").click()
+
+
+@pytest.mark.both_widths
+def test_the_form_is_seen_without_scrolling_and_leads_to_the_inbox(
+    visitor: Page, live_server: LiveServer, publication: Publication
+) -> None:
+    publication.tagline, publication.byline = "A letter a week about databases and what waits in them", "The author"
+    publication.save()
+    visitor.goto(live_server.url)
+    button = visitor.get_by_role("main").get_by_role("button", name="Subscribe").bounding_box()
+    assert button
+    assert button["y"] + button["height"] < 844
+    send(visitor, "ada@gmail.com")
+    expect(visitor).to_have_url(f"{live_server.url}/subscribe/check-your-inbox/?at=gmail")
+    opened = visitor.get_by_role("link", name="Open Gmail").get_attribute("href")
+    assert str(opened).startswith("https://mail.google.com/")
+    assert Subscriber.objects.get().source == "profile"
+
+
+def test_an_address_that_is_none_stays_in_its_field_beside_the_reason(visitor: Page, live_server: LiveServer) -> None:
+    visitor.goto(live_server.url)
+    send(visitor, "ada@example")
+    field = visitor.get_by_label(FIELD)
+    expect(field).to_have_value("ada@example")
+    expect(field).to_be_focused()
+    expect(field).to_have_accessible_description(visitor.get_by_role("alert").inner_text())
+    send(visitor, "ada@example.org")
+    expect(visitor.get_by_role("heading", level=1)).to_have_text("Check your inbox")
+
+
+def test_whoever_is_subscribed_already_sees_the_same(visitor: Page, live_server: LiveServer, alice: Subscriber) -> None:
+    seen = []
+    for address in (alice.address, "nobody@example.org"):
+        visitor.goto(live_server.url)
+        send(visitor, address)
+        expect(visitor.get_by_role("heading", level=1)).to_have_text("Check your inbox")
+        seen.append((visitor.url, visitor.content()))
+    assert seen[0] == seen[1]
+
+
+def test_the_button_says_that_the_form_is_under_way_and_sends_it_once(page: Page, live_server: LiveServer) -> None:
+    page.goto(live_server.url)
+    # The answer never comes, and what would be sent is counted.
+    page.evaluate("""() => {
+      window.sent = 0;
+      document.addEventListener("submit", (event) => {
+        window.sent += event.defaultPrevented ? 0 : 1;
+        event.preventDefault();
+      });
+    }""")
+    send(page, "ada@example.org")
+    button = page.get_by_role("main").get_by_role("button")
+    expect(button).to_have_text("Sending …")
+    button.click()
+    assert page.evaluate("window.sent") == 1
+    page.evaluate("window.dispatchEvent(new Event('pageshow'))")  # as when the visitor comes back to the page
+    expect(button).to_have_text("Subscribe")
+    button.click()
+    assert page.evaluate("window.sent") == 2

@@ -1,0 +1,50 @@
+"""Every page is HTML that the strictest parser takes without a word, in each language, and fits its frame."""
+
+from collections.abc import Iterator
+
+import html5lib
+import pytest
+from django.template import loader
+from django.test import Client, override_settings
+
+from posts.models import Publication
+from subscribers import tokens
+from subscribers.models import Subscriber
+from subscribers.views import SESSION_COOKIE
+from tests import site
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def pages(client: Client, publication: Publication, bob: Subscriber) -> Iterator[tuple[str, str]]:
+    """The address and the text of every page that a visitor can come to."""
+    site.make_site(publication)
+    refused = client.post("/subscribe/form/", {"address": "ada@"}).text
+    stand_alone = [(name, loader.get_template(name).render()) for name in ("500.html", "503.html")]
+    read = [(path, client.get(path).text) for path in [*site.PAGES, *site.doors(bob)]]
+    client.cookies[SESSION_COOKIE] = tokens.sign(bob.pk, "", purpose=tokens.SESSION)
+    return iter([("refused", refused), *stand_alone, *read, ("session", client.get("/preferences/").text)])
+
+
+def test_every_page_parses_without_an_error(pages: Iterator[tuple[str, str]]) -> None:
+    for path, text in pages:
+        try:
+            html5lib.HTMLParser(strict=True).parse(text)
+        except html5lib.html5parser.ParseError as error:
+            pytest.fail(f"{path}: {error}")
+
+
+def test_every_page_has_one_title_one_heading_and_no_id_twice(pages: Iterator[tuple[str, str]]) -> None:
+    for path, text in pages:
+        tree = html5lib.parse(text, namespaceHTMLElements=False)
+        ids = [element.get("id") for element in tree.iter() if element.get("id")]
+        assert (len(tree.findall(".//title")), len(tree.findall(".//h1"))) == (1, 1), path
+        assert sorted(ids) == sorted(set(ids)), path
+
+
+@override_settings(LANGUAGES=[("en", "English"), ("ar", "Arabic")])
+def test_a_language_that_runs_from_the_right_is_set_so(client: Client, publication: Publication) -> None:
+    assert '<html lang="en">' in client.get("/about/").text
+    Publication.objects.update(language="ar")
+    assert '<html lang="ar" dir="rtl">' in client.get("/posts/").text
