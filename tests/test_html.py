@@ -1,5 +1,6 @@
 """Every page is HTML that the strictest parser takes without a word, in each language, and fits its frame."""
 
+import re
 from collections.abc import Iterator
 
 import html5lib
@@ -21,10 +22,13 @@ def pages(client: Client, publication: Publication, bob: Subscriber) -> Iterator
     """The address and the text of every page that a visitor can come to."""
     site.make_site(publication)
     refused = client.post("/subscribe/form/", {"address": "ada@"}).text
+    forged = Client(enforce_csrf_checks=True).post("/preferences/", {"address": "ada@example.org"}).text
     stand_alone = [(name, loader.get_template(name).render()) for name in ("500.html", "503.html")]
     read = [(path, client.get(path).text) for path in [*site.PAGES, *site.doors(bob)]]
     client.cookies[SESSION_COOKIE] = tokens.sign(bob.pk, "", purpose=tokens.SESSION)
-    return iter([("refused", refused), *stand_alone, *read, ("session", client.get("/preferences/").text)])
+    return iter(
+        [("refused", refused), ("forged", forged), *stand_alone, *read, ("session", client.get("/preferences/").text)]
+    )
 
 
 def test_every_page_parses_without_an_error(pages: Iterator[tuple[str, str]]) -> None:
@@ -41,6 +45,19 @@ def test_every_page_has_one_title_one_heading_and_no_id_twice(pages: Iterator[tu
         ids = [element.get("id") for element in tree.iter() if element.get("id")]
         assert (len(tree.findall(".//title")), len(tree.findall(".//h1"))) == (1, 1), path
         assert sorted(ids) == sorted(set(ids)), path
+
+
+def test_a_form_without_its_cookie_is_refused_in_the_sites_own_dress(client: Client, publication: Publication) -> None:
+    response = Client(enforce_csrf_checks=True).post("/preferences/", {"address": "ada@example.org"})
+    assert response.status_code == 403
+    assert "This form was not taken" in response.text
+    assert "Query Notes" in response.text
+
+
+def test_the_navigation_names_the_page_that_is_open(client: Client, publication: Publication) -> None:
+    current = re.compile(r'<a href="([^"]+)" aria-current="page"')
+    assert current.findall(client.get("/posts/").text) == ["/posts/"]
+    assert current.findall(client.get("/").text) == []
 
 
 @override_settings(LANGUAGES=[("en", "English"), ("ar", "Arabic")])

@@ -1,5 +1,6 @@
 """The sign-up form in a browser: each of its states, with JavaScript and without."""
 
+import datetime as dt
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,8 @@ from playwright.sync_api import Browser, Page, expect
 from pytest_django.live_server_helper import LiveServer
 
 from posts.models import Publication
-from subscribers.models import Subscriber
+from subscribers import emails
+from subscribers.models import MagicLink, Subscriber
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("publication")]
 FIELD = "Your e-mail address"
@@ -83,3 +85,21 @@ def test_the_button_says_that_the_form_is_under_way_and_sends_it_once(page: Page
     expect(button).to_have_text("Subscribe")
     button.click()
     assert page.evaluate("window.sent") == 2
+
+
+def test_a_reader_asks_for_the_link_and_changes_the_name_in_any_browser(
+    visitor: Page, live_server: LiveServer, alice: Subscriber
+) -> None:
+    visitor.goto(f"{live_server.url}/preferences/")
+    visitor.get_by_label(FIELD).fill("ada@example")
+    visitor.get_by_role("button", name="Send me the link").click()
+    expect(visitor.get_by_label(FIELD)).to_have_accessible_description(visitor.get_by_role("alert").inner_text())
+    visitor.get_by_label(FIELD).fill(alice.address)
+    visitor.get_by_role("button", name="Send me the link").click()
+    expect(visitor.get_by_role("heading", level=1)).to_have_text("Check your inbox")
+    key = emails.new_link(alice, MagicLink.Purpose.PREFERENCES, dt.timedelta(hours=1))
+    visitor.goto(f"{live_server.url}/preferences/{key}/")
+    visitor.get_by_role("button", name="Open my preferences").click()
+    visitor.get_by_label("Your name").fill("Alice Example")
+    visitor.get_by_role("button", name="Save").click()
+    expect(visitor.get_by_label("Your name")).to_have_value("Alice Example")
