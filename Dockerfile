@@ -15,6 +15,7 @@ COPY posts ./posts
 COPY subscribers ./subscribers
 COPY newsletter ./newsletter
 COPY templates ./templates
+COPY locale ./locale
 
 # collectstatic reads the settings, which refuse to start without these; nothing of them stays in the image.
 RUN DATABASE_URL=postgres://build/none REDIS_URL=redis://build:6379/0 SECRET_KEY=build PEPPER=build \

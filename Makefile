@@ -6,7 +6,7 @@ UV := $(shell command -v uv || echo .venv/bin/uv)
 RUN := $(UV) run --frozen
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-reset test faults check
+.PHONY: help setup demo demo-reset test faults check messages
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +33,9 @@ check: setup  ## Lint, types, layers, migrations
 	@$(UV) run --frozen --no-sync ruff format --check . && $(UV) run --no-sync ruff check . && $(UV) run --no-sync mypy
 	@$(UV) run --frozen --no-sync lint-imports && $(UV) run --no-sync djlint --lint templates --quiet
 	@$(UV) run --frozen --no-sync manage.py makemigrations --check --dry-run
+
+messages: setup  ## Collect what is said to readers, and compile the translations
+	@$(UV) run --frozen --no-sync manage.py messages
 
 .venv/bin/uv:
 	@python='$(PYTHON)'; test -n "$$python" || { \

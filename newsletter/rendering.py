@@ -15,7 +15,8 @@ from django.conf import settings
 from django.core import signing
 from django.template.loader import render_to_string
 from django.urls import reverse
-from django.utils import timezone
+from django.utils import timezone, translation
+from django.utils.translation import pgettext
 
 from newsletter import message
 from newsletter.models import Issue, IssuePost
@@ -46,16 +47,21 @@ def render_issue(
 ) -> dict[str, Any]:
     """Return the JSON-able source of an issue; every copy of it, and the page “view in browser”, is made of this.
 
-    Raises ValueError where the publication's sender or reply-to is not one address, or a text can't be rendered.
+    It is in the publication's language, whoever asks for it. Raises ValueError where the publication's sender or
+    reply-to is not one address, or a text can't be rendered.
     """
-    holes = message.Holes(issue.pk)
-    context = _context(issue, holes, issue.issue_posts.select_related("post") if items is None else items)
+    publication, holes = Publication.current(), message.Holes(issue.pk)
+    with translation.override(publication.language):
+        shown = issue.issue_posts.select_related("post") if items is None else items
+        context = _context(issue, publication, holes, shown)
+        html = render_to_string("emails/issue/body.html", context)
+        text = render_to_string("emails/issue/body.txt", context).strip() + "\n"
     return {
-        **_identity(issue, context["publication"]),
+        **_identity(issue, publication),
         "date": format_datetime((date or timezone.now()).astimezone(dt.UTC)),
         "subject": context["subject"],
-        "html": render_to_string("emails/issue/body.html", context),
-        "text": render_to_string("emails/issue/body.txt", context).strip() + "\n",
+        "html": html,
+        "text": text,
         "holes": holes.as_json(),
     }
 
@@ -124,8 +130,9 @@ def _identity(issue: Issue, publication: Publication) -> dict[str, Any]:
     }
 
 
-def _context(issue: Issue, holes: message.Holes, items: Iterable[IssuePost]) -> dict[str, Any]:
-    publication = Publication.current()
+def _context(
+    issue: Issue, publication: Publication, holes: message.Holes, items: Iterable[IssuePost]
+) -> dict[str, Any]:
     introduction = holes.replace(issue.introduction)
     look = _look(publication)
     css = render_to_string("emails/issue/article.css", look)
@@ -141,7 +148,7 @@ def _context(issue: Issue, holes: message.Holes, items: Iterable[IssuePost]) -> 
         "site_url": settings.SITE_URL,
         "web_url": view_url(issue),
         "unsubscribe_url": holes.mark("unsubscribe_url"),
-        "address": holes.mark("address", "you"),
+        "address": holes.mark("address", pgettext("the mail goes to", "you")),
         "preferences_url": f"{settings.SITE_URL}/preferences/",
         "privacy_url": f"{settings.SITE_URL}/privacy/",
     }

@@ -95,6 +95,7 @@ MIDDLEWARE = [
     "newsletter.guard.GuardMiddleware",
     "simple_history.middleware.HistoryRequestMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "posts.language.LanguageMiddleware",
 ]
 ROOT_URLCONF = "newsletter.urls"
 WSGI_APPLICATION = "newsletter.wsgi.application"
@@ -182,8 +183,9 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 
-# Language and time
+# Language and time: readers are spoken to in the publication's language, the author in this one.
 LANGUAGE_CODE = "en"
+LOCALE_PATHS = [BASE_DIR / "locale"]
 USE_TZ = True
 TIME_ZONE = "UTC"
 

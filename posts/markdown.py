@@ -21,6 +21,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.utils.text import Truncator, slugify
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
@@ -86,7 +87,13 @@ IN_MAIL = {
     "th": {"align", "style"},
 }
 MAIL_ATTRIBUTES = ATTRIBUTES | {tag: ATTRIBUTES.get(tag, set()) | more for tag, more in IN_MAIL.items()}
-ALERTS = ["note", "tip", "important", "warning", "caution"]
+ALERTS = {
+    "note": gettext_noop("Note"),
+    "tip": gettext_noop("Tip"),
+    "important": gettext_noop("Important"),
+    "warning": gettext_noop("Warning"),
+    "caution": gettext_noop("Caution"),
+}
 MAIL_CLASSES = {"alert-title", "code", "footnotes", "wide", *(f"alert {kind}" for kind in ALERTS)}
 RAW_IMAGE = re.compile(r"<img\b[^<>]*>", re.IGNORECASE)
 RAW_ATTRIBUTE = re.compile(r"""(?<![\w-])([\w-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
@@ -211,6 +218,7 @@ def render_text(text: str) -> str:
 def _parser(target: str) -> MarkdownIt:
     # Raw HTML passes the parser and is sanitised with the rest: imported posts are full of it.
     parser = MarkdownIt("commonmark", {"html": True}).use(gfm_plugin)
+    parser.core.ruler.before("inline", "alert_titles", _alert_titles)
     parser.core.ruler.push("heading_ids", _heading_ids)
     for rule, function in RULES[target].items():
         parser.add_render_rule(rule, _unbound(function))
@@ -222,6 +230,13 @@ def _unbound(function: Callable[..., str]) -> Callable[..., str]:
         return function(renderer, tokens, index, options, env)
 
     return rule
+
+
+def _alert_titles(state: StateCore) -> None:
+    """Say what kind of alert it is in the language of the moment: the parser knows English only."""
+    for token, inline in pairwise(state.tokens):
+        if token.type == "alert_title_open":
+            inline.content = _(ALERTS[inline.content.lower()])
 
 
 def _heading_ids(state: StateCore) -> None:

@@ -13,12 +13,12 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.files.storage import default_storage
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
-from django.utils import timezone
+from django.utils import timezone, translation
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
 from posts import images, post_page
-from posts.models import Post
+from posts.models import Post, Publication
 
 # What a preview may load, said by the document itself: it stands in a frame's srcdoc, where no header of ours counts.
 WEB_POLICY = "default-src 'none'; style-src 'self'; img-src 'self'"
@@ -50,7 +50,8 @@ def preview(request: HttpRequest) -> HttpResponse:
     except ValueError as error:
         return answer({"error": str(error)}, status=422)
     template = "posts/post.html" if request.POST.get("kind") == "post" else "admin/posts/look.html"
-    html = render_to_string(template, post_page.dressed(post), request=request)
+    with translation.override(Publication.current().language):
+        html = render_to_string(template, post_page.dressed(post), request=request)
     words = len(post.body_text.split())
     return answer({"html": framed(html, WEB_POLICY), "words": words, "minutes": post.reading_minutes})
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import zoneinfo
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from django.conf import settings
@@ -24,7 +25,7 @@ from django.core.validators import (
 from django.db import models, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
-from django.utils import timezone
+from django.utils import timezone, translation
 from django.utils.text import slugify
 from django.utils.translation import gettext_lazy as _
 from simple_history.models import HistoricalRecords
@@ -45,6 +46,10 @@ REVISION_MINUTES = 10
 CONTENTS_HEADINGS, CONTENTS_MINUTES = 3, 4
 CONTENTS_LEVELS = (2, 3)
 DERIVED = ["body_html", "body_text", "derived_excerpt", "reading_minutes", "body_code", "headings", "cover_copies"]
+
+
+# What a reader's request was told of the publication; see posts/language.py.
+KNOWN: ContextVar[Publication | None] = ContextVar("publication", default=None)
 
 
 def preview_signer() -> TimestampSigner:
@@ -169,8 +174,8 @@ class Publication(models.Model):
 
     @classmethod
     def current(cls) -> Publication:
-        """Return the publication, making it with its defaults on first use."""
-        return cls.objects.get_or_create(pk=1)[0]
+        """Return the publication, making it with its defaults on first use; a reader's request reads it once."""
+        return KNOWN.get() or cls.objects.get_or_create(pk=1)[0]
 
     @property
     def zone(self) -> zoneinfo.ZoneInfo:
@@ -479,8 +484,12 @@ class Post(models.Model):
             super().save(*args, **kwargs)
 
     def derive(self) -> None:
-        """Make of the Markdown what pages and search show; raise ValueError on a text that can't be rendered."""
-        rendered = markdown.render_post(self.body)
+        """Make of the Markdown what pages and search show; raise ValueError on a text that can't be rendered.
+
+        What is said beside the author's words is in the publication's language, whoever saves.
+        """
+        with translation.override(Publication.current().language):
+            rendered = markdown.render_post(self.body)
         self.body_html, self.body_text, self.derived_excerpt = rendered.html, rendered.text, rendered.excerpt
         self.reading_minutes, self.headings = rendered.reading_minutes, rendered.headings
 

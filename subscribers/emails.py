@@ -111,7 +111,8 @@ def _message(mail: SystemMail) -> EmailMultiAlternatives:
     publication = Publication.current()
     context = {"publication": publication, "site_url": settings.SITE_URL, **_context(mail), **mail.context}
     folder = f"emails/{mail.kind}"
-    with translation.override(publication.language):
+    # Alerts are for the author, whose language the admin's is.
+    with translation.override(publication.language if mail.subscriber else settings.LANGUAGE_CODE):
         subject = " ".join(render_to_string(f"{folder}/subject.txt", context).split())
         text = render_to_string(f"{folder}/body.txt", context).strip() + "\n"
         html = render_to_string(f"{folder}/body.html", context)

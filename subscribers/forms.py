@@ -4,10 +4,15 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.core.validators import RegexValidator
 from django.utils.translation import gettext_lazy as _
 
 from posts.models import CONTROL_CHARACTERS
 from subscribers import addresses, tokens
+
+PLAIN_NAME = RegexValidator(
+    CONTROL_CHARACTERS.regex, _("Please leave out line breaks and control characters."), inverse_match=True
+)
 
 
 class AddressField(forms.EmailField):
@@ -56,4 +61,4 @@ class AddressForm(forms.Form):
 
 
 class NameForm(forms.Form):
-    name = forms.CharField(label=_("Your name"), required=False, max_length=100, validators=[CONTROL_CHARACTERS])
+    name = forms.CharField(label=_("Your name"), required=False, max_length=100, validators=[PLAIN_NAME])

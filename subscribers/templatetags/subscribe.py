@@ -3,6 +3,7 @@
 from typing import Any
 
 from django import template
+from django.utils.translation import gettext as _
 
 from subscribers import tokens
 from subscribers.forms import SubscribeForm
@@ -22,4 +23,8 @@ def subscribe_form(
 
 @register.simple_tag
 def reader_count() -> str:
-    return ReaderCount.current()
+    """Return the number of readers as the language of the page writes it: 14K, 14.000."""
+    shown = ReaderCount.current()
+    if shown.endswith("M"):
+        return _("%(count)sM") % {"count": shown[:-1]}
+    return _("%(count)sK") % {"count": shown[:-1]} if shown.endswith("K") else shown
