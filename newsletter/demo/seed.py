@@ -15,7 +15,7 @@ from django.utils import timezone
 from newsletter import message, rendering, schedule
 from newsletter.models import Delivery, Issue, IssuePost, Slot
 from posts import importer
-from posts.models import FeaturedPost, Post, Publication
+from posts.models import FeaturedPost, Post, Publication, Series
 from subscribers import addresses
 from subscribers.models import Consent, Subscriber, Suppression
 
@@ -139,6 +139,15 @@ def dress_posts() -> None:
     for position, post in enumerate((posts[-2], posts[3])):
         FeaturedPost.objects.create(post=post, position=position)
     give_cover(posts[-2])
+    make_series(posts[-4:])
+
+
+def make_series(posts: list[Post]) -> None:
+    series = Series.objects.create(
+        name="Queues from scratch",
+        description="What a table needs so that nothing in it waits for ever, in four parts.",
+    )
+    Post.objects.filter(pk__in=[post.pk for post in posts]).update(series=series)
 
 
 def give_cover(post: Post) -> None:
