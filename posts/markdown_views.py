@@ -5,6 +5,7 @@ django-markdownx brings views of its own that anybody may call and that store HT
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 
@@ -51,7 +52,8 @@ def preview(request: HttpRequest) -> HttpResponse:
         return answer({"error": str(error)}, status=422)
     template = "posts/post.html" if request.POST.get("kind") == "post" else "admin/posts/look.html"
     with translation.override(Publication.current().language):
-        html = render_to_string(template, post_page.dressed(post), request=request)
+        context = post_page.dressed(post) | {"canonical": post.url if post.slug else ""}
+        html = render_to_string(template, context, request=request)
     words = len(post.body_text.split())
     return answer({"html": framed(html, WEB_POLICY), "words": words, "minutes": post.reading_minutes})
 
@@ -83,7 +85,8 @@ def posted(request: HttpRequest) -> Post:
 
 
 def framed(html: str, policy: str) -> str:
-    """Put a policy into a document that a frame's srcdoc will hold, and let its links lead nowhere."""
+    """Put a policy into a document that a frame's srcdoc will hold; let its links lead nowhere, and no script be named."""
+    html = re.sub(r"<script\b[^>]*></script>", "", html)  # the frame is sandboxed and runs none
     head = f'<head><meta http-equiv="Content-Security-Policy" content="{policy}"><base target="_blank">'
     return html.replace("<head>", head, 1)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,21 +135,21 @@ def seen(place: Place, client: Client, shown: str) -> list[str]:
 
 @pytest.mark.parametrize("shown", SHOWN)
 def test_an_attack_adds_nothing_that_runs(author: Client, place: Place, shown: str) -> None:
-    harmless = found(place, author, shown, PLAIN)
-    assert [text for text in ATTACKS if set(found(place, author, shown, text)) - set(harmless)] == []
+    harmless = Counter(found(place, author, shown, PLAIN))
+    assert [text for text in ATTACKS if Counter(found(place, author, shown, text)) - harmless] == []
 
 
 def test_the_check_itself_sees_what_a_page_lets_through(author: Client, place: Place, monkeypatch: Any) -> None:
-    harmless = found(place, author, "post", PLAIN)
+    harmless = Counter(found(place, author, "post", PLAIN))
     monkeypatch.setitem(SHOWN, "post", lambda place, client: place.web_post(client) + place.post.body)
-    assert set(found(place, author, "post", ATTACKS[0])) - set(harmless)
+    assert Counter(found(place, author, "post", ATTACKS[0])) - harmless
 
 
 @needs_corpora
 @pytest.mark.slow
 def test_no_text_of_the_corpora_adds_anything_that_runs(author: Client, place: Place) -> None:
     """What test_rendering and test_editor try on mails and previews, on the web and in the feed."""
-    harmless = {shown: set(found(place, author, shown, PLAIN)) for shown in ("post", "Atom")}
+    harmless = {shown: Counter(found(place, author, shown, PLAIN)) for shown in ("post", "Atom")}
     for text in corpora():
         place.carry(text)
-        assert [shown for shown in harmless if set(seen(place, author, shown)) - harmless[shown]] == [], text
+        assert [shown for shown in harmless if Counter(seen(place, author, shown)) - harmless[shown]] == [], text

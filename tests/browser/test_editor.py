@@ -116,7 +116,7 @@ def test_a_post_is_written_seen_illustrated_and_kept(desk: Page, live_server: Li
     expect(dialog).to_have_count(0)
     image = shown(desk).get_by_role("img", name="A queue [of locks]")
     expect(image).to_be_visible()
-    assert image.evaluate("image => image.naturalWidth") == 64
+    assert image.evaluate("image => image.complete && image.naturalWidth > 0 && image.width") == 64
     expect(body_of(desk)).to_be_focused()
     expect(desk.locator("[data-part=state]")).to_contain_text("Saved")
     desk.wait_for_timeout(1600)
