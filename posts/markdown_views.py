@@ -85,7 +85,7 @@ def posted(request: HttpRequest) -> Post:
 
 
 def framed(html: str, policy: str) -> str:
-    """Put a policy into a document that a frame's srcdoc will hold; let its links lead nowhere, and no script be named."""
+    """Put a policy into a document that a frame's srcdoc will hold; its links lead nowhere, and it names no script."""
     html = re.sub(r"<script\b[^>]*></script>", "", html)  # the frame is sandboxed and runs none
     head = f'<head><meta http-equiv="Content-Security-Policy" content="{policy}"><base target="_blank">'
     return html.replace("<head>", head, 1)
