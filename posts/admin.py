@@ -31,7 +31,7 @@ from unfold.widgets import (
     UnfoldAdminTextareaWidget,
 )
 
-from posts import auditlog, images, revisions
+from posts import auditlog, images, revisions, tasks
 from posts.models import FRONT_PARTS, AuditEntry, FeaturedPost, Post, Publication, Redirect, Series, Snippet, Tag
 
 REVISIONS_A_PAGE = 50
@@ -176,6 +176,8 @@ class PublicationAdmin(ModelAdmin):
     def save_model(self, request: HttpRequest, obj: Publication, form: Any, change: bool) -> None:
         auditlog.note_changes("publication.change", form, actor=request.user)
         super().save_model(request, obj, form, change)
+        if "language" in form.changed_data:
+            tasks.hint_language()
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         """There is only one: go to it straight away."""

@@ -45,7 +45,9 @@ REVISION_MINUTES = 10
 # From so many headings and minutes on, a post shows its contents.
 CONTENTS_HEADINGS, CONTENTS_MINUTES = 3, 4
 CONTENTS_LEVELS = (2, 3)
-DERIVED = ["body_html", "body_text", "derived_excerpt", "reading_minutes", "body_code", "headings", "cover_copies"]
+RENDERED = ["body_html", "body_text", "derived_excerpt", "reading_minutes", "body_code", "headings"]
+DERIVED = [*RENDERED, "cover_copies"]
+BATCH = 100  # posts that one transaction renders again
 
 
 # What a reader's request was told of the publication; see posts/language.py.
@@ -271,6 +273,20 @@ class PostQuerySet(models.QuerySet["Post"]):
     def ready(self) -> PostQuerySet:
         """Posts that the author marked for the next issue."""
         return self.filter(ready=True).exclude(status=Post.Status.WITHDRAWN)
+
+    def render_again(self) -> int:
+        """Make anew what is kept of each text, as another language or version has it; return of how many.
+
+        Texts, dates and revisions stay as they are. Raises ValueError on a text that can't be rendered.
+        """
+        keys = list(self.values_list("pk", flat=True))
+        for start in range(0, len(keys), BATCH):
+            with transaction.atomic():
+                posts = self.filter(pk__in=keys[start : start + BATCH]).defer("search").select_for_update(of=("self",))
+                for post in posts:
+                    post.derive()
+                Post.objects.bulk_update(posts, RENDERED)
+        return len(keys)
 
 
 class Post(models.Model):

@@ -1,8 +1,10 @@
 """A German publication speaks German to its readers, everywhere and only there; the author's part stays English."""
 
 import datetime as dt
+import io
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from django.conf import settings as django_settings
 from django.core import mail
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
+from django.forms.models import model_to_dict
 from django.test import Client
 from django.utils import translation
 
 from newsletter import rendering
+from newsletter.celery import app
 from newsletter.management.commands import messages
 from newsletter.models import Issue
 from posts.models import Post, Publication, Tag
@@ -46,6 +50,14 @@ def post(german: Publication) -> Post:
     made.publish(at=dt.datetime(2026, 11, 24, 23, 30, tzinfo=dt.UTC))
     made.tags.add(Tag.objects.create(name="Indizes"))
     return made
+
+
+@pytest.fixture
+def worker() -> Iterator[None]:
+    """A worker that is always there: what is asked of it is done at once."""
+    app.conf.task_always_eager = True
+    yield
+    app.conf.task_always_eager = False
 
 
 def german_texts() -> list[Message]:
@@ -283,6 +295,30 @@ def test_an_issue_seen_in_the_browser_names_no_address(client: Client, post: Pos
 def test_a_post_saved_by_an_english_author_says_german_things_to_readers(post: Post) -> None:
     assert 'aria-label="Link zu diesem Abschnitt"' in post.body_html
     assert ">Hinweis<" in post.body_html
+
+
+def test_rendering_again_follows_the_language_and_leaves_the_rest(post: Post) -> None:
+    before = Post.objects.values_list("updated_at", "published_at", "slug", "body_text").get()
+    Publication.objects.update(language="en")
+    call_command("render_posts", stdout=io.StringIO())
+    after = Post.objects.get()
+    assert 'aria-label="Link to this section"' in after.body_html
+    assert ">Note<" in after.body_html
+    assert (after.updated_at, after.published_at, after.slug) == before[:3]
+    assert after.history.count() == post.history.count()
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_change_of_the_language_in_the_admin_renders_the_posts_again(
+    admin_client: Client, post: Post, german: Publication, django_capture_on_commit_callbacks: Any
+) -> None:
+    address = f"/{django_settings.ADMIN_PATH}/posts/publication/1/change/"
+    kept = {name: value for name, value in model_to_dict(german).items() if value not in (None, "")}
+    for language, says in (("en", "Link to this section"), ("de", "Link zu diesem Abschnitt")):
+        with django_capture_on_commit_callbacks(execute=True):
+            answer = admin_client.post(address, {**kept, "language": language})
+        assert answer.status_code == 302
+        assert says in Post.objects.get().body_html
 
 
 def test_the_editors_preview_is_german(admin_client: Client, german: Publication) -> None:
