@@ -239,7 +239,7 @@ def test_the_consent_is_kept_in_the_words_that_were_read(client: Client, german:
         ("confirm", "Bitte bestätige dein Abo von Query Notes", "Du warst das nicht?"),
         ("welcome", "Willkommen bei Query Notes", "Die nächste Ausgabe kommt von selbst zu dir."),
         ("already", "Du bekommst Query Notes schon", "Du liest schon mit, also hat sich nichts geändert."),
-        ("magic_link", "Deine Einstellungen bei Query Notes", "Er gilt einmal, innerhalb von 30 Minuten"),
+        ("magic_link", "Deine Einstellungen bei Query Notes", "Er gilt 30 Minuten lang und nur einmal"),
     ],
 )
 def test_a_mail_to_a_reader_is_german(
