@@ -24,7 +24,8 @@ class LanguageMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         if request.path_info.startswith(self.apart):
             return self.get_response(request)
-        known = KNOWN.set(self._read())
+        is_file = request.path_info.startswith(settings.MEDIA_URL)
+        known = KNOWN.set(None if is_file else self._read())
         try:
             with translation.override(self.language):
                 return self.get_response(request)

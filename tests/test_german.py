@@ -17,6 +17,7 @@ from django.db import OperationalError, connection
 from django.forms.models import model_to_dict
 from django.test import Client
 from django.utils import translation
+from pytest_django.fixtures import DjangoAssertNumQueries
 
 from newsletter import rendering
 from newsletter.celery import app
@@ -180,6 +181,14 @@ def test_what_machines_read_knows_no_language(client: Client, post: Post, german
     Publication.objects.update(language="en")
     plain = [client.get(path).content for path in paths]
     assert [text.replace(b'"language": "de"', b'"language": "en"') for text in spoken] == plain
+
+
+def test_a_picture_asks_the_database_nothing(
+    client: Client, german: Publication, settings: Any, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    (Path(settings.MEDIA_ROOT) / "cover.png").write_bytes(b"pixels")
+    with django_assert_num_queries(0):
+        assert b"".join(client.get("/media/cover.png")) == b"pixels"
 
 
 def test_the_admin_stays_english_and_nothing_leaks(client: Client, admin_client: Client, post: Post) -> None:
