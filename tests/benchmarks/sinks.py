@@ -18,11 +18,11 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import IO
 
-from django.conf import settings
 from django.core.mail import EmailMultiAlternatives, get_connection
 from django.core.management.base import CommandError
 
 from subscribers.models import Subscriber
+from tests.benchmarks import debian
 from tests.smtpd import SmtpServer
 
 SESSIONS = 16  # of smtp-source
@@ -60,7 +60,7 @@ class Postfix:
         for folder in (*os.get_exec_path(), "/usr/sbin"):
             if (Path(folder) / "smtp-source").exists() and (Path(folder) / "smtp-sink").exists():
                 return cls(Path(folder))
-        unpacked = _unpacked()
+        unpacked = debian.fetch("postfix")
         return cls(unpacked / "usr/sbin", str(unpacked / "usr/lib/postfix"))
 
     def start(self, name: str, *words: str, output: IO[bytes], as_user: str = "") -> subprocess.Popen[bytes]:
@@ -209,26 +209,3 @@ def _await_greeting(address: Address, child: subprocess.Popen[bytes], output: IO
         if child.poll() is not None or time.monotonic() > until:
             raise CommandError(f"smtp-sink did not start: {tail(output)}")
         time.sleep(0.05)
-
-
-def _unpacked() -> Path:
-    """Return the folder of Debian's package postfix, fetched and unpacked on first use, installed nowhere."""
-    target = settings.SERVERS.home / "postfix"
-    if target.exists():
-        return target
-    draft = target.with_name(f"postfix-{os.getpid()}")
-    draft.mkdir(mode=0o755, parents=True, exist_ok=True)
-    try:
-        for command in (
-            ["apt-get", "download", "postfix"],
-            ["sh", "-c", "dpkg -x postfix_*.deb . && rm postfix_*.deb"],
-        ):
-            subprocess.run(command, cwd=draft, check=True, capture_output=True, timeout=120)
-    except (OSError, subprocess.SubprocessError) as error:
-        shutil.rmtree(draft)
-        raise CommandError(
-            "The benchmarks need Postfix's smtp-sink and smtp-source. They are not installed, and Debian's package "
-            f"postfix can't be fetched: {error}"
-        ) from error
-    draft.rename(target)
-    return target

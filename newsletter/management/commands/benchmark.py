@@ -1,4 +1,4 @@
-"""Measure sending, freezing, memory and the desk. The work is done in tests/benchmarks, which production has not."""
+"""Measure sending, freezing, memory, desk and site. The work is done in tests/benchmarks, which production has not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        modes = parser.add_subparsers(dest="mode", required=True, metavar="{delivery,freeze,memory,desk}")
+        modes = parser.add_subparsers(dest="mode", required=True, metavar="{delivery,freeze,memory,desk,site}")
         self.add_delivery(modes.add_parser("delivery", help="beside smtp-source and Django's SMTP backend"))
         self.add_freeze(modes.add_parser("freeze", help="beside a plain INSERT ... SELECT"))
         self.add_memory(modes.add_parser("memory", help="of one sending process, by number of readers"))
         self.add_desk(modes.add_parser("desk", help="how long the author waits for his pages"))
+        self.add_site(modes.add_parser("site", help="how quickly readers get their pages, beside nginx"))
         # Not for people: a process that the others start.
         modes.add_parser("sender").add_argument("issue", type=int)
 
@@ -62,6 +63,14 @@ class Command(BaseCommand):
         parser.add_argument("--full", type=_positive, default=10, help="issues that have a copy for each reader")
         _add_json(parser)
 
+    def add_site(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--posts", type=_positive, default=5000)
+        parser.add_argument("--words", type=_positive, default=1500, help="of each post")
+        parser.add_argument("--seconds", type=_positive, default=2, help="of each run of wrk")
+        parser.add_argument("--rounds", type=_positive, default=3, help="how often the servers take turns")
+        parser.add_argument("--readers", type=int, default=100_000, help="of the issue sent beside it; 0: none is sent")
+        _add_json(parser)
+
     def handle(self, *args: Any, **options: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop)
@@ -81,6 +90,11 @@ class Command(BaseCommand):
                 part = _part("desk")
                 sizes = {name: options[name] for name in ("readers", "issues", "posts", "full")}
                 found = part.measure(**sizes)
+                errors = part.errors(found)
+            case "site":
+                part = _part("site")
+                sizes = {name: options[name] for name in ("posts", "words", "seconds", "rounds", "readers")}
+                found = part.measure(part.Plan(**sizes))
                 errors = part.errors(found)
             case _:
                 part, found = self.memory(options)
