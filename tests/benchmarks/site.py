@@ -80,6 +80,7 @@ class Plan:
     seconds: int
     rounds: int
     readers: int
+    connections: tuple[int, ...] = CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def measure(plan: Plan) -> Figures:
 
 def errors(found: Figures) -> list[str]:
     """Return what is promised and not so; small sizes promise nothing."""
-    if found["posts"] < FULL:
+    if found["posts"] < FULL or "16" not in found["post"]["cached"]:
         return []
     wrong = []
     ratio, search = found["post"]["cached"]["16"]["ratio_nginx"], found["search"]["uncached"]["16"]["p99_ms"]
@@ -330,7 +331,7 @@ def _take_turns(plan: Plan, load: Load, cached: Server, uncached: Server, files:
     runs: dict[tuple[str, int], list[tuple[Figures, Figures, Figures]]] = {}
     for number in range(1, plan.rounds + 1):
         for name, address in PAGES.items():
-            for connections in CONNECTIONS:
+            for connections in plan.connections:
                 turn = (
                     load.on(f"{files.base}/{name}", connections),
                     load.on(cached.base + address, connections),
@@ -355,7 +356,8 @@ def _middle(runs: list[Figures]) -> Figures:
 
 
 def _add_sizes(page: Figures, size: int, uncached: str) -> None:
-    queries, made = _queries(uncached.partition("//")[2].partition("/")[2]), len(_fetch(uncached))
+    address = "/" + uncached.partition("//")[2].partition("/")[2]
+    queries, made = _queries(address), len(_fetch(uncached))
     for one in page["cached"].values():
         one["bytes"] = size
     for one in page["uncached"].values():
@@ -365,11 +367,11 @@ def _add_sizes(page: Figures, size: int, uncached: str) -> None:
 def _queries(address: str) -> int:
     """Count what a page made anew asks the database."""
     client = Client()
-    client.get(f"/{address}", headers={"host": "127.0.0.1"})
+    client.get(address, headers={"host": "127.0.0.1"})
     with CaptureQueriesContext(connection) as asked:
-        response = client.get(f"/{address}", headers={"host": "127.0.0.1"})
+        response = client.get(address, headers={"host": "127.0.0.1"})
     if response.status_code != 200:
-        raise CommandError(f"/{address} answered {response.status_code}.")
+        raise CommandError(f"{address} answered {response.status_code}.")
     return len(asked)
 
 

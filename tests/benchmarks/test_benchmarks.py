@@ -76,6 +76,20 @@ def test_the_authors_pages_are_measured_and_all_come() -> None:
     assert min(min(seconds) for seconds in (found["page_s"], *found["pages"].values())) > 0
 
 
+def test_the_readers_pages_are_measured_beside_nginx_and_beside_a_send() -> None:
+    found = figures("site", "--posts=40", "--words=200", "--seconds=1", "--rounds=1", "--connections", "1", "4",
+                    "--readers=300")  # fmt: skip
+    for page in ("profile", "archive", "post", "search", "feed"):
+        for connections in ("1", "4"):
+            kept, anew = found[page]["cached"][connections], found[page]["uncached"][connections]
+            assert min(kept["rps"], kept["p50_ms"], kept["p99_ms"], kept["ratio_nginx"], kept["bytes"]) > 0
+            assert min(anew["rps"], anew["p50_ms"], anew["p99_ms"], anew["bytes"]) > 0
+            assert 0 < anew["queries"] <= 4
+    assert found["post"]["cached"]["4"]["rps"] > 3 * found["post"]["uncached"]["4"]["rps"]
+    assert found["beside_send"]["factor"] > 0
+    assert min(found["pss_mb"].values()) > 0
+
+
 def test_a_server_without_fsync_is_refused(tmp_path: Path) -> None:
     servers = Servers(tmp_path / "fleeting", postgres_bin=settings.SERVERS.postgres_bin, durable=False)
     with servers.running():

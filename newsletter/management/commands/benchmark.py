@@ -68,6 +68,7 @@ class Command(BaseCommand):
         parser.add_argument("--words", type=_positive, default=1500, help="of each post")
         parser.add_argument("--seconds", type=_positive, default=2, help="of each run of wrk")
         parser.add_argument("--rounds", type=_positive, default=3, help="how often the servers take turns")
+        parser.add_argument("--connections", type=_positive, nargs="+", default=[1, 16, 64])
         parser.add_argument("--readers", type=int, default=100_000, help="of the issue sent beside it; 0: none is sent")
         _add_json(parser)
 
@@ -94,7 +95,7 @@ class Command(BaseCommand):
             case "site":
                 part = _part("site")
                 sizes = {name: options[name] for name in ("posts", "words", "seconds", "rounds", "readers")}
-                found = part.measure(part.Plan(**sizes))
+                found = part.measure(part.Plan(**sizes, connections=tuple(options["connections"])))
                 errors = part.errors(found)
             case _:
                 part, found = self.memory(options)
