@@ -248,7 +248,7 @@ class PostForm(forms.ModelForm):
 
     def _check_version(self) -> None:
         """Refuse to write over what somebody else, or another window, saved meanwhile, unless that is asked for."""
-        saved = Post.objects.defer("search").select_for_update().filter(pk=self.instance.pk).first()
+        saved = Post.objects.defer("search", "search_head").select_for_update().filter(pk=self.instance.pk).first()
         if saved and saved.version not in (self.data.get("version"), self.data.get("overwrite")):
             self.conflict = Conflict(saved, self._differences(saved))
             raise ValidationError(_("The post was changed elsewhere while you wrote: nothing was saved."), "conflict")
@@ -283,7 +283,7 @@ class PostAdmin(ModelAdmin):
     ]
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Post]:
-        return super().get_queryset(request).defer("body_html", "body_text", "search")
+        return super().get_queryset(request).defer("body_html", "body_text", "search", "search_head")
 
     def get_urls(self) -> list[URLPattern]:
         guard = self.admin_site.admin_view
@@ -316,7 +316,11 @@ class PostAdmin(ModelAdmin):
         """Keep what is being typed: into the draft, or as a new one; a post that others may see is left as it is."""
         try:
             with transaction.atomic():
-                post = get_object_or_404(Post.objects.defer("search").select_for_update(), pk=pk) if pk else Post()
+                post = (
+                    get_object_or_404(Post.objects.defer("search", "search_head").select_for_update(), pk=pk)
+                    if pk
+                    else Post()
+                )
                 if not self._may_keep(request, post):
                     raise PermissionDenied
                 if pk and post.version != request.POST.get("version"):
@@ -339,7 +343,9 @@ class PostAdmin(ModelAdmin):
 
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
         """Show the revisions of a post, and how a chosen one differs from what is saved now."""
-        post = get_object_or_404(Post.objects.defer("search"), pk=object_id if is_key(object_id) else None)
+        post = get_object_or_404(
+            Post.objects.defer("search", "search_head"), pk=object_id if is_key(object_id) else None
+        )
         if not self.has_view_or_change_permission(request, post):
             raise PermissionDenied
         found = post.history.select_related("history_user").only(*REVISION_SHOWN)
@@ -360,7 +366,7 @@ class PostAdmin(ModelAdmin):
     @method_decorator(require_POST)
     def restore(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Bring the texts of a revision back, as a new revision."""
-        post = get_object_or_404(Post.objects.defer("search"), pk=pk)
+        post = get_object_or_404(Post.objects.defer("search", "search_head"), pk=pk)
         if not self.has_change_permission(request, post):
             raise PermissionDenied
         revision = chosen_revision(post, request.POST.get("revision", ""))

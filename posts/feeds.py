@@ -99,7 +99,7 @@ def xml_feed(generator: type[feedgenerator.SyndicationFeed], path: str, content_
 
 
 def latest() -> list[Post]:
-    posts = Post.objects.listed().defer("body", "search").prefetch_related("tags")
+    posts = Post.objects.listed().defer("body", "search", "search_head").prefetch_related("tags")
     return list(posts[:ITEMS])
 
 

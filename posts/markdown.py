@@ -117,9 +117,9 @@ SCHEMES = {"http", "https", "mailto"}
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text made ready: sanitised web HTML, plain text for search and excerpt, minutes to read it, and its headings.
+    """A text made ready: sanitised web HTML, plain text for search and excerpt, minutes to read it, headings and code.
 
-    A heading is [level, id, words].
+    A heading is [level, id, words]; the code is all there is of it, in blocks and in lines.
     """
 
     html: str
@@ -127,6 +127,7 @@ class Rendered:
     excerpt: str
     reading_minutes: int
     headings: list[list[Any]]
+    code: str
 
 
 def render(text: str, target: str = "web", prefix: str = "") -> str:
@@ -154,7 +155,7 @@ def render_post(text: str) -> Rendered:
     tokens = _parse(text)
     plain = _plain_words(tokens)
     minutes = max(1, round(len(plain.split()) / WORDS_A_MINUTE))
-    return Rendered(render(text), plain, _excerpt(tokens), minutes, _headings(tokens))
+    return Rendered(render(text), plain, _excerpt(tokens), minutes, _headings(tokens), _all_code(tokens))
 
 
 def _parse(text: str, target: str = "email", env: dict[str, Any] | None = None) -> list[Token]:
@@ -198,6 +199,11 @@ def first_paragraph(text: str) -> str:
     """Return the words of the first paragraph of a text."""
     prose = (_words(inline) for opening, inline in pairwise(_parse(text)) if opening.type == "paragraph_open")
     return next(filter(None, prose), "")
+
+
+def _all_code(tokens: Sequence[Token]) -> str:
+    leaves = (leaf for token in tokens for leaf in (token, *(token.children or ())))
+    return "\n".join(leaf.content for leaf in leaves if leaf.type in ("fence", "code_block", "code_inline"))
 
 
 def _plain_words(tokens: Sequence[Token]) -> str:

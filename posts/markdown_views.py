@@ -76,7 +76,11 @@ def upload(request: HttpRequest) -> HttpResponse:
 def posted(request: HttpRequest) -> Post:
     """Return the post, saved or new, with the posted texts in it; nothing is saved. Raises ValueError on a bad text."""
     key = request.POST.get("pk", "") if any(map(request.user.has_perm, MAY_SEE)) else ""
-    post = Post.objects.defer("search").filter(pk=key).first() if key.isdecimal() and len(key) < 19 else None
+    post = (
+        Post.objects.defer("search", "search_head").filter(pk=key).first()
+        if key.isdecimal() and len(key) < 19
+        else None
+    )
     post = post or Post(pk=0, slug="preview")
     for name in Post.TEXTS:
         setattr(post, name, request.POST.get(name, getattr(post, name)).replace("\x00", ""))

@@ -45,8 +45,8 @@ REVISION_MINUTES = 10
 # From so many headings and minutes on, a post shows its contents.
 CONTENTS_HEADINGS, CONTENTS_MINUTES = 3, 4
 CONTENTS_LEVELS = (2, 3)
-RENDERED = ["body_html", "body_text", "derived_excerpt", "reading_minutes", "body_code", "headings"]
-DERIVED = [*RENDERED, "cover_copies"]
+RENDERED = ["body_html", "body_text", "derived_excerpt", "reading_minutes", "body_code", "headings", "language"]
+DERIVED = [*RENDERED, "cover_copies", "tag_words"]
 BATCH = 100  # posts that one transaction renders again
 
 
@@ -172,7 +172,9 @@ class Publication(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.pk = 1
-        super().save(*args, **kwargs)
+        with transaction.atomic():
+            super().save(*args, **kwargs)
+            Post.objects.exclude(language=self.language).update(language=self.language)
 
     @classmethod
     def current(cls) -> Publication:
@@ -268,7 +270,7 @@ class PostQuerySet(models.QuerySet["Post"]):
 
     def brief(self) -> PostQuerySet:
         """Posts as lists show them: the long columns stay in the database."""
-        return self.defer("body", "body_html", "body_code", "search")
+        return self.defer("body", "body_html", "body_text", "body_code", "search", "search_head")
 
     def ready(self) -> PostQuerySet:
         """Posts that the author marked for the next issue."""
@@ -282,7 +284,7 @@ class PostQuerySet(models.QuerySet["Post"]):
         keys = list(self.values_list("pk", flat=True))
         for start in range(0, len(keys), BATCH):
             with transaction.atomic():
-                posts = self.filter(pk__in=keys[start : start + BATCH]).defer("search").select_for_update(of=("self",))
+                posts = self.filter(pk__in=keys[start : start + BATCH]).defer("search", "search_head").select_for_update(of=("self",))
                 for post in posts:
                     post.derive()
                 Post.objects.bulk_update(posts, RENDERED)
@@ -346,15 +348,21 @@ class Post(models.Model):
     body_text = models.TextField(editable=False, default="")
     derived_excerpt = models.TextField(editable=False, default="")
     reading_minutes = models.PositiveSmallIntegerField(editable=False, default=1)
-    # The code of the text, for search; its headings as [level, id, words]; the cover's size and smaller copies.
+    # The names in the text's code, for search; its headings as [level, id, words]; the cover's size and smaller copies.
     body_code = models.TextField(editable=False, default="")
+    # What search speaks, and the names of the tags, which a trigger keeps.
+    language = models.CharField(max_length=10, editable=False, choices=search.LANGUAGES, default="en")
+    tag_words = models.TextField(editable=False, default="")
     headings = models.JSONField(editable=False, default=list)
     cover_copies = models.JSONField(editable=False, default=dict)
+    search_head = models.GeneratedField(
+        expression=search.post_head(), output_field=SearchVectorField(), db_persist=True
+    )
     search = models.GeneratedField(expression=search.post_vector(), output_field=SearchVectorField(), db_persist=True)
 
     objects = PostQuerySet.as_manager()
     history = HistoricalRecords(
-        excluded_fields=["search", *DERIVED],
+        excluded_fields=["search", "search_head", *DERIVED],
         cascade_delete_history=True,
     )
 
@@ -362,6 +370,7 @@ class Post(models.Model):
         ordering = ["-published_at", "-id"]
         indexes = [
             GinIndex(fields=["search"], name="post_search"),
+            GinIndex(fields=["search_head"], name="post_search_head"),
             GinIndex(fields=["title"], opclasses=["gin_trgm_ops"], name="post_title_trgm"),
             # The site's version counts those whose instant has come, twice a second.
             models.Index(fields=["published_at"], condition=models.Q(status="scheduled"), name="post_scheduled"),
@@ -504,10 +513,12 @@ class Post(models.Model):
 
         What is said beside the author's words is in the publication's language, whoever saves.
         """
-        with translation.override(Publication.current().language):
+        self.language = Publication.current().language
+        with translation.override(self.language):
             rendered = markdown.render_post(self.body)
         self.body_html, self.body_text, self.derived_excerpt = rendered.html, rendered.text, rendered.excerpt
         self.reading_minutes, self.headings = rendered.reading_minutes, rendered.headings
+        self.body_code = search.names_in(rendered.code)
 
     def _date_correction(self) -> None:
         """Let a correction have a date and no date stand without one."""

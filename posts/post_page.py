@@ -66,7 +66,12 @@ def source(request: HttpRequest, slug: str) -> HttpResponse:
 def series(request: HttpRequest, slug: str) -> HttpResponse:
     """List the parts of a series, the first first; one without any is not there yet."""
     shown = get_object_or_404(Series, slug=slug)
-    parts = list(Post.objects.listed().filter(series=shown).defer("body", "body_html", "search").order_by(*IN_ORDER))
+    parts = list(
+        Post.objects.listed()
+        .filter(series=shown)
+        .defer("body", "body_html", "search", "search_head")
+        .order_by(*IN_ORDER)
+    )
     if not parts:
         raise Http404
     return render(request, "posts/series.html", {"series": shown, "parts": parts})
@@ -78,7 +83,9 @@ IN_ORDER = ("published_at", "pk")
 def complete() -> PostQuerySet:
     """Return the published posts, each with its series, tags and related posts, in one query."""
     posts = (
-        Post.objects.published().select_related("series", "related").defer("body", "body_text", "body_code", "search")
+        Post.objects.published()
+        .select_related("series", "related")
+        .defer("body", "body_text", "body_code", "search", "search_head")
     )
     return posts.annotate(tag_list=ArraySubquery(TAGS))
 

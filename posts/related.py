@@ -22,7 +22,7 @@ WITH words AS (
     SELECT lexeme, 1 + ln((SELECT sum(CASE weight WHEN 'A' THEN 5 WHEN 'B' THEN 3 ELSE 1 END)
                              FROM unnest(weights) AS weight)::float) AS strength
       FROM posts_post, unnest(search)
-     WHERE id = %(post)s AND length(lexeme) BETWEEN 3 AND 40 AND lexeme ~ '[[:alpha:]]'
+     WHERE id = %(post)s AND length(lexeme) BETWEEN 3 AND 40 AND lexeme ~ '[[:alpha:]]' AND weights IS NOT NULL
      ORDER BY strength DESC, lexeme LIMIT 60),
 shown AS (
     SELECT id, search, reading_minutes FROM posts_post

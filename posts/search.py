@@ -1,17 +1,38 @@
-"""Full-text search inside PostgreSQL: the generated vector of a post and the query over it."""
+"""Full-text search inside PostgreSQL: the vectors of a post, made by functions of a migration, and the query over them."""
 
-from typing import TypeVar
+from __future__ import annotations
 
-from django.contrib.postgres.search import SearchHeadline, SearchQuery, SearchRank, SearchVector, TrigramWordSimilarity
-from django.db.models import F, Func, Model, Q, QuerySet, TextField, Value
-from django.db.models.expressions import CombinedExpression
-from django.db.models.functions import Greatest
+import re
+from typing import Any
+
+from django.contrib.postgres.search import (
+    SearchHeadline,
+    SearchQuery,
+    SearchQueryField,
+    SearchRank,
+    SearchVectorField,
+    TrigramWordSimilarity,
+)
+from django.db.models import BooleanField, F, FloatField, Func, Q, QuerySet, TextField, Value
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 
-Found = TypeVar("Found", bound=Model)
-
 LANGUAGES = [("en", "English"), ("de", "Deutsch")]
+CONFIGURATIONS = {"en": "english", "de": "german"}  # as the migration's functions have them
+
+# Private-use characters no text holds: the headline is escaped first, and only then do they become tags.
+START, STOP = "\ue000", "\ue001"
+# Ranking reads a post's whole vector: of what only the text or the title has, so many are ranked, the newest.
+MOST_RANKED = 200
+MOST_WORDS = 12
+PREFIX_FROM = 3  # characters of the last word from which on its beginning is enough: it may still be typed
+HEAD_WEIGHT = 8  # how much more a title, subtitle or tag says than a text
+
+IDENTIFIER = re.compile(r"\w+(?:(?:[.-]|::)\w+)*")
+SEPARATOR = re.compile(r"[._-]+|::")
+HUMP = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[^\W\d_A-Za-z]+|\d+")
+LONGEST_LEXEME, MOST_LEXEMES = 100, 5000
+OPERATOR = re.compile(r'"|(?:^|\s)-\w|(?:^|\s)OR(?:\s|$)')
 
 
 class Unaccent(Func):
@@ -21,45 +42,122 @@ class Unaccent(Func):
     output_field = TextField()
 
 
-def post_vector() -> CombinedExpression:
-    """Return the expression of `Post.search`: title before subtitle before text."""
+class PostVector(Func):
+    """All words of a post, the weightier places first: title, subtitle and tags, text, names in code."""
+
+    function = "post_vector"
+    output_field = SearchVectorField()
+
+
+class PostHead(Func):
+    """The words of a post's title, subtitle and tags alone: a small vector, which is quick to rank."""
+
+    function = "post_head"
+    output_field = SearchVectorField()
+
+
+def post_vector() -> PostVector:
+    """Return the expression of `Post.search`."""
+    return PostVector(F("language"), F("title"), F("subtitle"), F("tag_words"), F("body_text"), F("body_code"))
+
+
+def post_head() -> PostHead:
+    """Return the expression of `Post.search_head`."""
+    return PostHead(F("language"), F("title"), F("subtitle"), F("tag_words"))
+
+
+def names_in(code: str) -> str:
+    """Return the names in a piece of code for search: each whole and each of its parts, in small letters.
+
+    `http.HTTPServer` gives http.httpserver, http, httpserver and server; `pool_max_size` gives itself and its parts.
+    """
+    found: dict[str, None] = {}
+    for name in IDENTIFIER.findall(code):
+        parts = SEPARATOR.split(name)
+        for word in (name, *parts, *(hump for part in parts for hump in HUMP.findall(part))):
+            if 2 <= len(word) <= LONGEST_LEXEME and not word.isdecimal():
+                found[word.lower()] = None
+        if len(found) >= MOST_LEXEMES:
+            break
+    return " ".join(list(found)[:MOST_LEXEMES])
+
+
+class WordsQuery(Func):
+    """The query for words that all have to be there, each as a word of the language or as a name in code."""
+
+    arg_joiner = " && "
+    template = "(%(expressions)s)"
+    output_field = SearchQueryField()
+
+
+class WordQuery(Func):
+    """One word: what the language makes of it, or the names that it may be; nothing where it is a stop word."""
+
+    function = "post_query"
+    output_field = SearchQueryField()
+
+
+class Matches(Func):
+    """Whether a vector, which has an index, matches a query."""
+
+    arg_joiner = " @@ "
+    template = "%(expressions)s"
+    output_field = BooleanField()
+
+
+def query_of(words: str, configuration: str) -> Any:
+    """Return the query for what a reader typed; quotes, OR and -word are understood."""
+    if OPERATOR.search(words):
+        return SearchQuery(Unaccent(Value(words)), config=configuration, search_type="websearch")
+    typed = words.split()[:MOST_WORDS]
+    names = [_names(word, is_last=place == len(typed)) for place, word in enumerate(typed, 1)]
+    asked = list(zip(typed, names, strict=True)) or [("", "")]
+    return WordsQuery(*(WordQuery(Value(configuration), Value(word), Value(name)) for word, name in asked))
+
+
+def _names(word: str, *, is_last: bool) -> str:
+    """Return the names in code that a typed word may mean, as a query in PostgreSQL's own notation."""
+    whole = "".join(IDENTIFIER.findall(word)[:1]).lower()[:LONGEST_LEXEME]
+    if not whole:
+        return ""
+    parts = [part for part in SEPARATOR.split(whole) if part]
+    prefix = ":*" if is_last and len(whole) >= PREFIX_FROM else ""
+    together = " & ".join(f"'{part}'" for part in parts)
+    return f"'{whole}'{prefix}" + (f" | ({together})" if len(parts) > 1 else "")
+
+
+def search(posts: QuerySet[Any], words: str, *, language: str = "en") -> QuerySet[Any]:
+    """Return the posts that match `words`, best first, each with `headline` (see `highlighted`).
+
+    A title that is spelled nearly so is found too. Of very many matches the newest MOST_RANKED are ranked.
+    """
+    configuration = CONFIGURATIONS[language]
+    query = query_of(words, configuration)
+    candidates = [posts.filter(Matches(F(name), query)) for name in ("search_head", "search")]
+    candidates.append(posts.filter(title__trigram_word_similar=words))
+    wanted = Q()
+    for found in candidates:
+        wanted |= Q(pk__in=found.order_by("-published_at").values("pk")[:MOST_RANKED])
+    rank = SearchRank("search_head", query) * HEAD_WEIGHT + SearchRank("search", query)
+    similarity = TrigramWordSimilarity(words, "title", output_field=FloatField())
     return (
-        SearchVector(Unaccent(F("title")), config="english", weight="A")
-        + SearchVector(Unaccent(F("subtitle")), config="english", weight="B")
-        + SearchVector(Unaccent(F("body_text")), config="english", weight="C")
+        posts.filter(wanted)
+        .annotate(rank=rank + similarity / 10, headline=_headline(query, configuration))
+        .order_by("-rank", "-published_at", "-pk")
     )
 
 
-# Private-use characters no text holds: the headline is escaped first, and only then do they become tags.
-START, STOP = "\ue000", "\ue001"
-SIMILAR = 0.5
-
-
-def search(queryset: QuerySet[Found], words: str) -> QuerySet[Found]:
-    """Return the posts that match `words`, best first, each with `headline` (see `highlighted`).
-
-    Understands quotes, OR and -word; a title that is spelled nearly so is found too.
-    """
-    folded = Unaccent(Value(words))
-    query = SearchQuery(folded, config="english", search_type="websearch")
-    similarity = TrigramWordSimilarity(words, "title")
-    headline = SearchHeadline(
+def _headline(query: Any, configuration: str) -> SearchHeadline:
+    return SearchHeadline(
         "body_text",
         query,
-        config="english",
+        config=configuration,
         start_sel=START,
         stop_sel=STOP,
         max_words=32,
         min_words=16,
         max_fragments=2,
     )
-    found: QuerySet[Found] = (
-        queryset.annotate(similarity=similarity)
-        .filter(Q(search=query) | Q(similarity__gte=SIMILAR))
-        .annotate(rank=Greatest(SearchRank("search", query), F("similarity") / 10), headline=headline)
-        .order_by("-rank", "-published_at")
-    )
-    return found
 
 
 def highlighted(headline: str) -> SafeString:
