@@ -172,9 +172,7 @@ class Publication(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.pk = 1
-        with transaction.atomic():
-            super().save(*args, **kwargs)
-            Post.objects.exclude(language=self.language).update(language=self.language)
+        super().save(*args, **kwargs)
 
     @classmethod
     def current(cls) -> Publication:
@@ -284,7 +282,11 @@ class PostQuerySet(models.QuerySet["Post"]):
         keys = list(self.values_list("pk", flat=True))
         for start in range(0, len(keys), BATCH):
             with transaction.atomic():
-                posts = self.filter(pk__in=keys[start : start + BATCH]).defer("search", "search_head").select_for_update(of=("self",))
+                posts = (
+                    self.filter(pk__in=keys[start : start + BATCH])
+                    .defer("search", "search_head")
+                    .select_for_update(of=("self",))
+                )
                 for post in posts:
                     post.derive()
                 Post.objects.bulk_update(posts, RENDERED)

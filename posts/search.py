@@ -1,4 +1,4 @@
-"""Full-text search inside PostgreSQL: the vectors of a post, made by functions of a migration, and the query over them."""
+"""Full-text search inside PostgreSQL: a post's vectors, made by functions of a migration, and the query over them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django.contrib.postgres.search import (
     TrigramWordSimilarity,
 )
 from django.db.models import BooleanField, F, FloatField, Func, Q, QuerySet, TextField, Value
+from django.db.models.functions import Left
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 
@@ -23,9 +24,10 @@ CONFIGURATIONS = {"en": "english", "de": "german"}  # as the migration's functio
 # Private-use characters no text holds: the headline is escaped first, and only then do they become tags.
 START, STOP = "\ue000", "\ue001"
 # Ranking reads a post's whole vector: of what only the text or the title has, so many are ranked, the newest.
-MOST_RANKED = 200
+MOST_RANKED = 100
 MOST_WORDS = 12
 PREFIX_FROM = 3  # characters of the last word from which on its beginning is enough: it may still be typed
+MOST_READ = 50_000  # characters of a text in which passages are looked for
 HEAD_WEIGHT = 8  # how much more a title, subtitle or tag says than a text
 
 IDENTIFIER = re.compile(r"\w+(?:(?:[.-]|::)\w+)*")
@@ -117,13 +119,13 @@ def query_of(words: str, configuration: str) -> Any:
 
 def _names(word: str, *, is_last: bool) -> str:
     """Return the names in code that a typed word may mean, as a query in PostgreSQL's own notation."""
-    whole = "".join(IDENTIFIER.findall(word)[:1]).lower()[:LONGEST_LEXEME]
-    if not whole:
+    name = "".join(IDENTIFIER.findall(word)[:1])[:LONGEST_LEXEME]
+    if not name:
         return ""
-    parts = [part for part in SEPARATOR.split(whole) if part]
+    whole, parts = name.lower(), [hump.lower() for part in SEPARATOR.split(name) for hump in HUMP.findall(part)]
     prefix = ":*" if is_last and len(whole) >= PREFIX_FROM else ""
-    together = " & ".join(f"'{part}'" for part in parts)
-    return f"'{whole}'{prefix}" + (f" | ({together})" if len(parts) > 1 else "")
+    together = " & ".join(f"'{part}'" for part in parts if len(part) > 1)
+    return f"'{whole}'{prefix}" + (f" | ({together})" if " & " in together else "")
 
 
 def search(posts: QuerySet[Any], words: str, *, language: str = "en") -> QuerySet[Any]:
@@ -136,20 +138,21 @@ def search(posts: QuerySet[Any], words: str, *, language: str = "en") -> QuerySe
     candidates = [posts.filter(Matches(F(name), query)) for name in ("search_head", "search")]
     candidates.append(posts.filter(title__trigram_word_similar=words))
     wanted = Q()
-    for found in candidates:
-        wanted |= Q(pk__in=found.order_by("-published_at").values("pk")[:MOST_RANKED])
-    rank = SearchRank("search_head", query) * HEAD_WEIGHT + SearchRank("search", query)
+    for those in candidates:
+        wanted |= Q(pk__in=those.order_by("-published_at").values("pk")[:MOST_RANKED])
+    rank = SearchRank(F("search_head"), query) * HEAD_WEIGHT + SearchRank(F("search"), query)
     similarity = TrigramWordSimilarity(words, "title", output_field=FloatField())
-    return (
+    found: QuerySet[Any] = (
         posts.filter(wanted)
         .annotate(rank=rank + similarity / 10, headline=_headline(query, configuration))
         .order_by("-rank", "-published_at", "-pk")
     )
+    return found
 
 
 def _headline(query: Any, configuration: str) -> SearchHeadline:
     return SearchHeadline(
-        "body_text",
+        Left("body_text", MOST_READ),
         query,
         config=configuration,
         start_sel=START,

@@ -2,7 +2,7 @@ from django.conf import settings
 from django.contrib.sitemaps.views import sitemap
 from django.urls import path
 
-from posts import feeds, pagecache, post_page, views
+from posts import feeds, pagecache, post_page, search_page, views
 from posts.sitemaps import PageSitemap, PostSitemap
 
 SITEMAPS = {"pages": PageSitemap, "posts": PostSitemap}
@@ -15,7 +15,7 @@ urlpatterns = [
     path("posts/<slug:slug>.md", post_page.source, name="source"),
     path("series/<slug:slug>/", post_page.series, name="series"),
     path("tags/<slug:slug>/", views.tag, name="tag"),
-    path("search/", views.search_posts, name="search"),
+    path("search/", search_page.search_posts, name="search"),
     path("about/", views.about, name="about"),
     path("privacy/", views.privacy, name="privacy"),
     path("preview/<str:token>/", post_page.preview, name="preview"),

@@ -2,14 +2,11 @@
 
 import sys
 from typing import Any
-from urllib.parse import urlencode
 
 from django.conf import settings
-from django.core.paginator import InvalidPage, Page, Paginator
 from django.db import InterfaceError, OperationalError
 from django.db.models import Count, Q, QuerySet, Value
 from django.http import (
-    Http404,
     HttpRequest,
     HttpResponse,
     HttpResponseBase,
@@ -24,7 +21,7 @@ from django.utils.cache import add_never_cache_headers, patch_cache_control
 from django.views import static
 from django.views.decorators.http import require_safe
 
-from posts import markdown, pagecache, search, shelves, theme
+from posts import markdown, pagecache, shelves, theme
 from posts.models import FeaturedPost, Post, PostQuerySet, Publication, Series, Tag
 
 FEATURED = 3
@@ -67,18 +64,6 @@ def tag(request: HttpRequest, slug: str) -> HttpResponse:
     context = {"publication": publication, "tag": shown}
     posts = Post.objects.listed().filter(tags=shown)
     return render(request, "posts/tag.html", {**context, **shelf(request, posts, publication)})
-
-
-@require_safe
-def search_posts(request: HttpRequest) -> HttpResponse:
-    query = request.GET.get("q", "").replace("\x00", "").strip()[:200]
-    page = page_of(search.search(brief(), query), request, RESULTS) if query else None
-    results = [result(post) for post in page or ()]
-    return render(
-        request,
-        "posts/search.html",
-        {"results": results, "words": query, "query": urlencode({"q": query}) + "&", "page": page},
-    )
 
 
 @pagecache.kept()
@@ -147,11 +132,6 @@ def server_error(request: HttpRequest) -> HttpResponse:
     return response
 
 
-def result(post: Any) -> tuple[Post, str]:
-    """Return a found post and the passage that was found, the words in it marked."""
-    return post, search.highlighted(post.headline)
-
-
 def brief() -> PostQuerySet:
     """Return the listed posts as lists show them: the long columns stay in the database."""
     return Post.objects.listed().brief()
@@ -200,14 +180,6 @@ def counted(model: type[Tag] | type[Series]) -> QuerySet[Any]:
 def used_tags() -> QuerySet[Tag]:
     """Return the tags that have listed posts, the most used first."""
     return counted(Tag).order_by("-uses", "name")
-
-
-def page_of(posts: QuerySet[Post], request: HttpRequest, size: int) -> Page[Post]:
-    """Return the page that ?page= names; raise Http404 where there is none."""
-    try:
-        return Paginator(posts, size).page(request.GET.get("page", 1))
-    except InvalidPage as problem:
-        raise Http404(str(problem)) from problem
 
 
 def spellings(path: str) -> list[str]:
