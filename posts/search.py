@@ -23,6 +23,7 @@ CONFIGURATIONS = {"en": "english", "de": "german"}  # as the migration's functio
 
 # Private-use characters no text holds: the headline is escaped first, and only then do they become tags.
 START, STOP = "\ue000", "\ue001"
+BETWEEN_PARTS = re.compile(f"{STOP}([._:-]+){START}")
 # Ranking reads a post's whole vector: of what only the text or the title has, so many are ranked, the newest.
 MOST_RANKED = 100
 MOST_WORDS = 12
@@ -164,5 +165,6 @@ def _headline(query: Any, configuration: str) -> SearchHeadline:
 
 
 def highlighted(headline: str) -> SafeString:
-    """Return a headline as HTML: escaped, with the words found in <mark>."""
-    return mark_safe(escape(headline).replace(START, "<mark>").replace(STOP, "</mark>"))
+    """Return a headline as HTML: escaped, with the words found in <mark>, and a name in code in one."""
+    whole = BETWEEN_PARTS.sub(r"\1", headline)
+    return mark_safe(escape(whole).replace(START, "<mark>").replace(STOP, "</mark>"))
