@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from pytest_django.live_server_helper import LiveServer
 
-from posts.models import Post, Publication, Tag
+from posts.models import Post, Publication
 from tests.posts.test_search import publish
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
