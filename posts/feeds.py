@@ -24,9 +24,10 @@ ITEMS = 20
 # A tag of sanitised HTML: in its text every "<" is an entity, so code samples are left alone.
 TAG = re.compile(r"<[a-z][^<>]*>")
 LINK = re.compile(r'(?<=\s)(href|src)="([^"]*)"')
-# What only a page has a use for: links beside headings, the language's name over code.
+# What only a page has a use for: links beside headings, the language's name over code, the copies of images.
 FURNITURE = re.compile(
     r' ?<a\b[^<>]*\bclass="anchor"[^<>]*>[^<]*</a>|<span\b[^<>]*\bclass="code-language"[^<>]*>[^<]*</span>'
+    r'|(?<=[\w"]) (?:srcset|sizes)="[^"<>]*"(?=[^<>]*>)'
 )
 # XML 1.0 has no way to write these.
 UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")

@@ -162,7 +162,7 @@ def _widths(width: int) -> list[int]:
 
 
 def _copy_name(name: str, width: int) -> str:
-    return str(PurePosixPath(name).with_suffix(f".w{width}.webp"))
+    return f"{name}.w{width}.webp"
 
 
 def _make_copy(picture: Image.Image, name: str, width: int, *, most: int) -> bool:

@@ -29,7 +29,8 @@ TAGS = (
 @require_safe
 def post(request: HttpRequest, slug: str) -> HttpResponse:
     shown = get_object_or_404(complete(), slug=slug)
-    response = render(request, "posts/post.html", dressed(shown) | surroundings(shown) | {"canonical": shown.url})
+    context = dressed(shown) | surroundings(shown) | {"canonical": shown.url, "whole": True}
+    response = render(request, "posts/post.html", context)
     if shown.visibility == Post.Visibility.UNLISTED:
         response["X-Robots-Tag"] = "noindex"
     return response
