@@ -28,9 +28,10 @@ words AS (
       FROM posts_post, unnest(search)
      WHERE id = %(post)s AND length(lexeme) BETWEEN 3 AND 40 AND lexeme ~ '[[:alpha:]]' AND weights IS NOT NULL
        AND lexeme NOT IN (
-           SELECT word FROM pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) AS of (word, share)
+           SELECT word
+             FROM pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) AS known (word, share)
             WHERE schemaname = current_schema() AND tablename = 'posts_post' AND attname = 'search'
-              AND share > 0.05 AND (SELECT count(*) FROM shown) > 1000)
+              AND word IS NOT NULL AND share > 0.05 AND (SELECT count(*) FROM shown) > 1000)
      ORDER BY strength DESC, lexeme LIMIT 60),
 hits AS MATERIALIZED (
     SELECT lexeme, strength, id, reading_minutes FROM words JOIN shown
