@@ -29,7 +29,7 @@ def make_all(*, progress: Callable[[Report], None] | None = None) -> Report:
     """Make the missing copies of every post's images, and derive anew what pages show; again, it changes nothing."""
     report = Report()
     for pk in Post.objects.order_by("pk").values_list("pk", flat=True):
-        _renew(Post.objects.defer("search").get(pk=pk), report)
+        _renew(Post.objects.defer("search", "search_head").get(pk=pk), report)
         if progress:
             progress(report)
     return report
