@@ -140,6 +140,7 @@ def dress_posts() -> None:
         FeaturedPost.objects.create(post=post, position=position)
     give_cover(posts[-2])
     make_series(posts[-4:])
+    correct(posts[2])
 
 
 def make_series(posts: list[Post]) -> None:
@@ -148,6 +149,15 @@ def make_series(posts: list[Post]) -> None:
         description="What a table needs so that nothing in it waits for ever, in four parts.",
     )
     Post.objects.filter(pk__in=[post.pk for post in posts]).update(series=series)
+
+
+def correct(post: Post) -> None:
+    post.correction = (
+        "The first version said that the planner multiplies the *costs* of two conditions. It multiplies their odds; "
+        "thanks to the reader who wrote within the hour."
+    )
+    post.corrected_at = post.published_at + dt.timedelta(days=1, hours=3) if post.published_at else None
+    post.save()
 
 
 def give_cover(post: Post) -> None:
