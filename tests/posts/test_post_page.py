@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import html5lib
 import pytest
+from django.contrib.auth.models import User
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.test import Client
@@ -205,6 +206,45 @@ def test_a_related_post_that_is_listed_no_more_is_not_shown(client: Client, publ
     posts[1].status = Post.Status.WITHDRAWN
     posts[1].save()
     assert posts[1].title not in page(client, posts[0])
+
+
+def test_no_hidden_post_is_related_part_or_neighbour(client: Client, publication: Publication) -> None:
+    series = Series.objects.create(name="Locks")
+    shown, other = publish("Locks", days=2, series=series), publish("Other", days=9, series=series)
+    hidden = [
+        publish("Hidden unlisted", visibility=Post.Visibility.UNLISTED, series=series),
+        publish("Hidden by mail", visibility=Post.Visibility.EMAIL_ONLY, series=series),
+        publish("Hidden tomorrow", days=-1, series=series),
+        publish("Hidden, not yet", days=-1, status=Post.Status.SCHEDULED, series=series),
+        publish("Hidden, withdrawn", status=Post.Status.WITHDRAWN, series=series),
+        make_post("Hidden draft", series=series),
+    ]
+    others = [post.pk for post in [*hidden, other]]
+    RelatedPosts.objects.create(post=shown, others=others, at=timezone.now())
+    for address in (shown.get_absolute_url(), series.get_absolute_url()):
+        text = client.get(address).content.decode()
+        assert "Other" in text
+        assert "Hidden" not in text
+
+
+# The author's side
+
+
+def test_a_correction_and_a_series_are_given_in_the_admin(client: Client, publication: Publication) -> None:
+    client.force_login(User.objects.create_superuser("author"))
+    client.post("/admin/posts/series/add/", {"name": "Locks", "slug": "locks", "description": "From below"})
+    series, post = Series.objects.get(), publish(published_at=timezone.now().replace(microsecond=0))
+    page = client.get(f"/admin/posts/post/{post.pk}/change/")
+    assert 'href="/admin/posts/series/"' in page.content.decode()
+    form = page.context["adminform"].form
+    values = {name: form[name].value() for name in form.fields if form[name].value() not in (None, "", [])}
+    at = timezone.localtime(post.published_at, publication.zone)
+    values |= {"published_at_0": f"{at:%Y-%m-%d}", "published_at_1": f"{at:%H:%M:%S}", "version": post.version}
+    client.post(page.request["PATH_INFO"], {**values, "series": series.pk, "correction": "It was *ten*."})
+    post.refresh_from_db()
+    assert (post.series, post.correction) == (series, "It was *ten*.")
+    assert post.corrected_at
+    assert timezone.now() - post.corrected_at < dt.timedelta(minutes=1)
 
 
 # Markdown
