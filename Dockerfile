@@ -40,4 +40,4 @@ USER masthead
 VOLUME /app/media
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-CMD ["granian", "--interface", "wsgi", "--workers", "2", "newsletter.wsgi:application"]
+CMD ["granian", "--interface", "wsgi", "--workers", "2", "--blocking-threads", "8", "newsletter.wsgi:application"]

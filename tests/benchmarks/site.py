@@ -266,6 +266,8 @@ def _running(words: list[str], env: dict[str, str], log: Path, port: int, path: 
         try:
             _await_answer(server, path, lambda: tail(output))
             yield server
+        except CommandError as error:
+            raise CommandError(f"{error} Its server said: {tail(output)}") from error
         finally:
             process.terminate()
             try:

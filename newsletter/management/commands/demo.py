@@ -97,7 +97,8 @@ class Command(BaseCommand):
         programs = Path(python).parent
         worker = [str(programs / "celery"), "-A", "newsletter", "worker", "--loglevel=INFO", "--without-gossip"]
         mailbox = [python, manage, "mailbox", f"--smtp-port={smtp_port}", f"--port={self.mailbox_port}"]
-        granian = [str(programs / "granian"), "--interface=wsgi", "--host=127.0.0.1", f"--port={self.port}"]
+        granian = [str(programs / "granian"), "--interface=wsgi", "--blocking-threads=8", "--host=127.0.0.1"]
+        granian.append(f"--port={self.port}")
         return {
             "mailbox": mailbox,
             "web": [*granian, "newsletter.wsgi:application"],
