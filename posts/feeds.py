@@ -4,13 +4,17 @@ Django's Feed view takes the domain from the request's Host header and the langu
 below it are used directly.
 """
 
+from __future__ import annotations
+
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import feedgenerator
 from django.utils.html import escape
@@ -18,7 +22,7 @@ from django.utils.xmlutils import SimplerXMLGenerator
 from django.views.decorators.http import conditional_page, require_safe
 
 from posts import pagecache
-from posts.models import Post, Publication
+from posts.models import Post, Publication, Tag
 
 ITEMS = 20
 # A tag of sanitised HTML: in its text every "<" is an entity, so code samples are left alone.
@@ -55,53 +59,78 @@ class Rss(feedgenerator.Rss201rev2Feed):
 @pagecache.kept()
 @require_safe
 @conditional_page
-def atom(request: HttpRequest) -> HttpResponse:
-    return xml_feed(Atom, reverse("posts:atom"), "application/atom+xml; charset=utf-8")
+def atom(request: HttpRequest, slug: str = "") -> HttpResponse:
+    """Answer the latest posts as Atom (RFC 4287); with a tag's slug, those about it. Likewise the two below."""
+    return xml_feed(Atom, Feed.of(slug), reverse("posts:atom"), "application/atom+xml; charset=utf-8")
 
 
 @pagecache.kept()
 @require_safe
 @conditional_page
-def rss(request: HttpRequest) -> HttpResponse:
-    return xml_feed(Rss, reverse("posts:rss"), "application/rss+xml; charset=utf-8")
+def rss(request: HttpRequest, slug: str = "") -> HttpResponse:
+    return xml_feed(Rss, Feed.of(slug), reverse("posts:rss"), "application/rss+xml; charset=utf-8")
 
 
 @pagecache.kept()
 @require_safe
 @conditional_page
-def json_feed(request: HttpRequest) -> HttpResponse:
-    publication = Publication.current()
-    feed = {
+def json_feed(request: HttpRequest, slug: str = "") -> HttpResponse:
+    """Answer the same as JSON Feed 1.1 (jsonfeed.org)."""
+    publication, feed = Publication.current(), Feed.of(slug)
+    shown = {
         "version": "https://jsonfeed.org/version/1.1",
-        "title": publication.name,
+        "title": feed.title(publication),
         "description": publication.tagline,
-        "home_page_url": settings.SITE_URL + "/",
-        "feed_url": settings.SITE_URL + reverse("posts:json_feed"),
+        "home_page_url": settings.SITE_URL + feed.page,
+        "feed_url": settings.SITE_URL + feed.at(reverse("posts:json_feed")),
         "language": publication.language,
         "authors": authors(publication),
-        "items": [json_item(post) for post in latest()],
+        "items": [json_item(post) for post in feed.posts()],
     }
-    return JsonResponse(feed, content_type="application/feed+json", json_dumps_params={"ensure_ascii": False})
+    icon = {"icon": settings.SITE_URL + publication.avatar.url} if publication.avatar else {}
+    return JsonResponse(shown | icon, content_type="application/feed+json", json_dumps_params={"ensure_ascii": False})
 
 
-def xml_feed(generator: type[feedgenerator.SyndicationFeed], path: str, content_type: str) -> HttpResponse:
+@dataclass(frozen=True)
+class Feed:
+    """What a feed is about: everything, or one tag."""
+
+    tag: Tag | None
+
+    @classmethod
+    def of(cls, slug: str) -> Feed:
+        """Return the feed of a tag, of everything where `slug` is empty; raise Http404 where there is no such tag."""
+        return cls(get_object_or_404(Tag, slug=slug) if slug else None)
+
+    @property
+    def page(self) -> str:
+        return self.tag.get_absolute_url() if self.tag else "/"
+
+    def at(self, path: str) -> str:
+        """Return the feed's address, which is below its page, where that of everything is `path`."""
+        return self.page.rstrip("/") + path
+
+    def title(self, publication: Publication) -> str:
+        return f"{self.tag.name} · {publication.name}" if self.tag else publication.name
+
+    def posts(self) -> list[Post]:
+        posts = Post.objects.listed().defer("body", "search", "search_head").prefetch_related("tags")
+        return list((posts.filter(tags=self.tag) if self.tag else posts)[:ITEMS])
+
+
+def xml_feed(generator: type[feedgenerator.SyndicationFeed], feed: Feed, path: str, content_type: str) -> HttpResponse:
     publication = Publication.current()
-    feed = generator(
-        title=clean(publication.name),
-        link=settings.SITE_URL + "/",
+    shown = generator(
+        title=clean(feed.title(publication)),
+        link=settings.SITE_URL + feed.page,
         description=clean(publication.tagline or publication.name),
         language=publication.language,
         author_name=clean(publication.byline or publication.name),
-        feed_url=settings.SITE_URL + path,
+        feed_url=settings.SITE_URL + feed.at(path),
     )
-    for post in latest():
-        feed.add_item(**item(post))
-    return HttpResponse(feed.writeString("utf-8"), content_type=content_type)
-
-
-def latest() -> list[Post]:
-    posts = Post.objects.listed().defer("body", "search", "search_head").prefetch_related("tags")
-    return list(posts[:ITEMS])
+    for post in feed.posts():
+        shown.add_item(**item(post))
+    return HttpResponse(shown.writeString("utf-8"), content_type=content_type)
 
 
 def item(post: Post) -> dict[str, Any]:

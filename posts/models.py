@@ -180,6 +180,11 @@ class Publication(models.Model):
         return KNOWN.get() or cls.objects.get_or_create(pk=1)[0]
 
     @property
+    def image(self) -> dict[str, Any] | None:
+        """Return the picture that stands for the publication elsewhere: a small one, its avatar."""
+        return {"url": settings.SITE_URL + self.avatar.url, "alt": self.name} if self.avatar else None
+
+    @property
     def zone(self) -> zoneinfo.ZoneInfo:
         return zoneinfo.ZoneInfo(self.time_zone)
 
@@ -395,6 +400,17 @@ class Post(models.Model):
     def url(self) -> str:
         """Return the canonical absolute address."""
         return self.canonical_url or settings.SITE_URL + self.get_absolute_url()
+
+    @property
+    def description(self) -> str:
+        """Return what search engines and previews say of the post."""
+        return self.meta_description or self.summary
+
+    @property
+    def image(self) -> dict[str, Any] | None:
+        """Return the picture that stands for the post elsewhere: its cover, where it has one."""
+        size = {name: self.cover_copies.get(name) for name in ("width", "height")}
+        return {"url": settings.SITE_URL + self.cover.url, "alt": self.cover_alt, **size} if self.cover else None
 
     @property
     def preview_url(self) -> str:

@@ -14,8 +14,8 @@ from django.shortcuts import get_object_or_404, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from posts import markdown, pagecache
-from posts.models import Post, PostQuerySet, Series, Tag
+from posts import linked, markdown, pagecache
+from posts.models import Post, PostQuerySet, Publication, Series, Tag
 
 RELATED = 3
 # What a link to another post shows.
@@ -30,6 +30,7 @@ TAGS = (
 def post(request: HttpRequest, slug: str) -> HttpResponse:
     shown = get_object_or_404(complete(), slug=slug)
     context = dressed(shown) | surroundings(shown) | {"canonical": shown.url, "whole": True}
+    context["linked"] = linked.article(shown, Publication.current())
     response = render(request, "posts/post.html", context)
     if shown.visibility == Post.Visibility.UNLISTED:
         response["X-Robots-Tag"] = "noindex"

@@ -21,7 +21,7 @@ from django.utils.cache import add_never_cache_headers, patch_cache_control
 from django.views import static
 from django.views.decorators.http import require_safe
 
-from posts import markdown, pagecache, shelves, theme
+from posts import linked, markdown, pagecache, shelves, theme
 from posts.models import FeaturedPost, Post, PostQuerySet, Publication, Series, Tag
 
 FEATURED = 3
@@ -44,6 +44,7 @@ def profile(request: HttpRequest) -> HttpResponse:
         "latest": latest,
         "tags": used_tags()[:TAGS],
         "about": markdown.first_paragraph(publication.about),
+        "linked": linked.site(publication),
     }
     return render(request, "posts/profile.html", context)
 

@@ -2,9 +2,13 @@
 
 import datetime as dt
 import json
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import feedparser
+import jsonschema
 import pytest
 from django.conf import settings
 from django.test import Client
@@ -110,3 +114,46 @@ def test_an_empty_publication_has_an_empty_feed(client: Client, publication: Pub
 def test_code_samples_keep_their_addresses() -> None:
     html = '<p><code>href="/a"</code> <a class="x" href="/b">b</a></p>'
     assert feeds.absolute(html, "https://example.org/posts/x/") == html.replace('"/b"', '"https://example.org/b"')
+
+
+FEEDS = ["/feed.xml", "/rss.xml", "/feed.json", "/tags/locks/feed.xml", "/tags/locks/rss.xml", "/tags/locks/feed.json"]
+
+
+@pytest.mark.parametrize("address", FEEDS)
+def test_a_tag_has_feeds_of_its_own_that_name_themselves(client: Client, post: Post, address: str) -> None:
+    make_post("Elsewhere", status=Post.Status.PUBLISHED, published_at=timezone.now() - dt.timedelta(hours=2))
+    text = client.get(address).text
+    assert ("Elsewhere" in text) == (not address.startswith("/tags/"))
+    assert f"{settings.SITE_URL}{address}" in text
+    assert post.url in text
+
+
+@pytest.mark.parametrize("kind", ["feed.xml", "rss.xml", "feed.json"])
+def test_a_tag_that_is_not_there_has_no_feed(client: Client, publication: Publication, kind: str) -> None:
+    assert client.get(f"/tags/nothing/{kind}").status_code == 404
+
+
+def test_the_page_of_a_tag_names_its_feeds(client: Client, post: Post) -> None:
+    page = client.get("/tags/locks/").text
+    assert [f'href="{address}"' in page for address in FEEDS] == [True] * 6
+
+
+@pytest.mark.parametrize("address", FEEDS)
+def test_every_address_is_whole_and_nothing_runs(client: Client, post: Post, address: str) -> None:
+    text = client.get(address).text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("\\", "")
+    assert not re.findall(r"<(?:script|style|iframe|object|embed|form)\b", text)
+    assert "srcset" not in text
+    addresses = re.findall(r' (?:href|src)="([^"]*)"', text.split("sample")[0])
+    assert addresses
+    assert all(each.startswith(("http://", "https://", "mailto:")) for each in addresses)
+
+
+SCHEMAS = "jsonfeed-schema"
+
+
+@pytest.mark.skipif("CORPORA_DIR" not in os.environ, reason="CORPORA_DIR is not set: the corpora were not tried")
+@pytest.mark.parametrize("address", ["/feed.json", "/tags/locks/feed.json"])
+def test_json_feed_keeps_to_its_schema(client: Client, post: Post, address: str) -> None:
+    (found,) = (Path(os.environ["CORPORA_DIR"]) / "feeds" / SCHEMAS).rglob("schema-v1.1.json")
+    schema = json.loads(found.read_text())
+    jsonschema.validate(client.get(address).json(), schema)
