@@ -27,6 +27,7 @@ urlpatterns = [
     path("tags/<slug:slug>/feed.json", feeds.json_feed, name="tag_json_feed"),
     path("sitemap.xml", pagecache.kept("p")(sitemap), {"sitemaps": SITEMAPS}, name="sitemap"),
     path("robots.txt", views.robots, name="robots"),
+    path(".well-known/security.txt", views.security, name="security"),
     path("favicon.ico", views.favicon),
     path("theme-<slug:fingerprint>.css", views.theme_css, name="theme"),
     path(f"{settings.MEDIA_URL.strip('/')}/<path:path>", views.media, name="media"),

@@ -1,5 +1,6 @@
 """The pages that readers browse. None of them sets a cookie or needs JavaScript."""
 
+import datetime as dt
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
 from django.templatetags.static import static as static_url
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.cache import add_never_cache_headers, patch_cache_control
 from django.views import static
 from django.views.decorators.http import require_safe
@@ -30,6 +32,7 @@ RESULTS = 20
 TAGS = 16
 RETRY_SECONDS = 30  # before a page is asked for again that the database was missing for
 YEAR = 365 * 24 * 3600
+SECURITY_VALID = dt.timedelta(days=180)
 
 
 @pagecache.kept()
@@ -96,6 +99,16 @@ def theme_css(request: HttpRequest, fingerprint: str) -> HttpResponse:
 @require_safe
 def robots(request: HttpRequest) -> HttpResponse:
     return render(request, "posts/robots.txt", content_type="text/plain; charset=utf-8")
+
+
+@pagecache.kept()
+@require_safe
+def security(request: HttpRequest) -> HttpResponse:
+    """Say where to write to about a weakness (RFC 9116); the page is made anew each day, so it never runs out."""
+    publication = Publication.current()
+    expires = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0) + SECURITY_VALID
+    context = {"contact": publication.reply_to or publication.sender_address, "expires": expires}
+    return render(request, "posts/security.txt", context, content_type="text/plain; charset=utf-8")
 
 
 @require_safe

@@ -106,3 +106,14 @@ def test_an_issue_is_shown_elsewhere_by_its_subject(client: Client, post: Post) 
     issue.save()
     found = metas(client.get("/issues/1/").text)
     assert (found["og:title"], found["og:description"]) == ("This week", "Of locks")
+
+
+def test_whoever_finds_a_weakness_is_told_where_to_write_to(client: Client, publication: Publication) -> None:
+    answer = client.get("/.well-known/security.txt", headers={"host": "[::1]"})
+    fields = dict(line.split(": ", 1) for line in answer.text.splitlines())
+    assert answer["Content-Type"] == "text/plain; charset=utf-8"
+    assert fields["Contact"] == "mailto:author@example.org"
+    assert fields["Canonical"] == f"{settings.SITE_URL}/.well-known/security.txt"
+    assert (
+        dt.timedelta(days=30) < dt.datetime.fromisoformat(fields["Expires"]) - timezone.now() < dt.timedelta(days=365)
+    )

@@ -33,7 +33,6 @@ PUBLIC = [
     "/rss.xml",
     "/feed.json",
 ]
-LISTS = [*PUBLIC[:2], PUBLIC[3], "/tags/locks/", *PUBLIC[6:], "/sitemap.xml"]
 
 
 def publish(title: str = "On vacuum", *, days: int = 1, **values: object) -> Post:
@@ -63,20 +62,6 @@ def hidden(locks: Tag) -> list[Post]:
         post.tags.add(locks)
         FeaturedPost.objects.create(post=post, position=number)
     return posts
-
-
-@pytest.mark.parametrize("address", LISTS)
-def test_no_list_shows_what_is_not_listed(client: Client, hidden: list[Post], locks: Tag, address: str) -> None:
-    shown = publish("On vacuum")
-    shown.tags.add(locks)
-    page = client.get(address).content.decode()
-    assert shown.slug in page
-    assert not [post.slug for post in hidden if post.slug in page or post.title in page]
-
-
-def test_neighbours_are_listed_posts(client: Client, hidden: list[Post]) -> None:
-    page = client.get(publish("On vacuum", days=0).get_absolute_url()).content.decode()
-    assert not [post.slug for post in hidden if post.slug in page]
 
 
 @pytest.mark.parametrize("address", [*PUBLIC, "/sitemap.xml", "/robots.txt", "/nowhere/", "/posts/on-vacuum/"])
@@ -216,19 +201,6 @@ def test_posts_of_one_instant_have_neighbours(client: Client, publication: Publi
     page = client.get(two.get_absolute_url()).content.decode()
     assert f'rel="prev" href="{one.get_absolute_url()}"' in page
     assert f'href="{three.get_absolute_url()}"' in page
-
-
-def test_an_unlisted_post_is_read_by_its_address_and_not_indexed(client: Client, hidden: list[Post]) -> None:
-    unlisted = next(post for post in hidden if post.visibility == Post.Visibility.UNLISTED)
-    response = client.get(unlisted.get_absolute_url())
-    assert response.status_code == 200
-    assert response["X-Robots-Tag"] == "noindex"
-
-
-@pytest.mark.parametrize("title", ["Vacuum draft", "Vacuum scheduled", "Vacuum tomorrow", "Vacuum by mail"])
-def test_a_post_that_is_not_on_the_web_is_not_found(client: Client, hidden: list[Post], title: str) -> None:
-    post = next(post for post in hidden if post.title == title)
-    assert client.get(post.get_absolute_url()).status_code == 404
 
 
 def test_a_withdrawn_post_is_gone_at_every_address_it_had(client: Client, publication: Publication) -> None:
