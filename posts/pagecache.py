@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
@@ -54,27 +54,38 @@ COMPRESSIBLE = ("text/", "application/json", "application/feed+json", "applicati
                 "application/xml", "application/manifest+json", "image/svg+xml")  # fmt: skip
 # A value that can name something in a query: anything else, such as 007, is Django's to answer.
 PLAIN_VALUE = re.compile(r"[A-Za-z1-9][\w-]{0,99}", re.ASCII)
+TEXT = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,200}")
 # Conditions and ranges that kept pages do not know.
 ODD_HEADERS = ("HTTP_RANGE", "HTTP_IF_MATCH", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_AUTHORIZATION")
 OWN_HEADERS = {"etag", "content-length", "vary"}
 
 
-def kept(*parameters: str) -> Callable[[Callable[..., HttpResponseBase]], Callable[..., HttpResponseBase]]:
-    """Mark a view whose pages are the same for everybody and may be kept; it sees these query parameters only."""
+def kept(
+    *parameters: str, text: Sequence[str] = ()
+) -> Callable[[Callable[..., HttpResponseBase]], Callable[..., HttpResponseBase]]:
+    """Mark a view whose pages are the same for everybody and may be kept; it sees these query parameters only.
+
+    A value has to be plain; of those in `text` any words are taken.
+    """
 
     def mark(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
         @wraps(view)
         def marked(*args: Any, **kwargs: Any) -> HttpResponseBase:
             return view(*args, **kwargs)
 
-        marked.kept_parameters = tuple(sorted(parameters))  # type: ignore[attr-defined]  # read by `known_parameters`
+        marked.kept_parameters = {  # type: ignore[attr-defined]  # read by `known_parameters`
+            name: TEXT if name in text else PLAIN_VALUE for name in sorted({*parameters, *text})
+        }
         return marked
 
     return mark
 
 
+Parameters = dict[str, re.Pattern[str]]  # what the value of each has to match
+
+
 @lru_cache(4096)
-def known_parameters(path: str) -> tuple[str, ...] | None:
+def known_parameters(path: str) -> Parameters | None:
     """Return the query parameters that the page at `path` knows, or None where it is not kept."""
     try:
         return getattr(resolve(path).func, "kept_parameters", None)
@@ -329,14 +340,16 @@ def anonymous(environ: Environ, key: Key) -> Environ:
     return plain | {"REQUEST_METHOD": "GET", "QUERY_STRING": key.query, "wsgi.input": io.BytesIO()}
 
 
-def known_query(query: str, parameters: tuple[str, ...]) -> str | None:
-    """Return the part of a query that the page knows, in one order; None where a value is not plain."""
+def known_query(query: str, parameters: Parameters) -> str | None:
+    """Return the part of a query that the page knows, in one order; None where a value is not as it should be."""
     try:
         given = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=100))  # the last of two counts
     except ValueError:
         return None
     found = {name: given[name] for name in parameters if name in given}
-    return urlencode(found) if all(map(PLAIN_VALUE.fullmatch, found.values())) else None
+    if not all(parameters[name].fullmatch(value) for name, value in found.items()):
+        return None
+    return urlencode({name: " ".join(value.split()) for name, value in found.items()})
 
 
 def is_secure(environ: Environ) -> bool:

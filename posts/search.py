@@ -14,7 +14,7 @@ from django.contrib.postgres.search import (
     TrigramWordSimilarity,
 )
 from django.db.models import BooleanField, F, FloatField, Func, Q, QuerySet, TextField, Value
-from django.db.models.functions import Left
+from django.db.models.functions import Greatest, Lower, StrIndex, Substr
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 
@@ -25,10 +25,10 @@ CONFIGURATIONS = {"en": "english", "de": "german"}  # as the migration's functio
 START, STOP = "\ue000", "\ue001"
 BETWEEN_PARTS = re.compile(f"{STOP}([._:-]+){START}")
 # Ranking reads a post's whole vector: of what only the text or the title has, so many are ranked, the newest.
-MOST_RANKED = 100
+MOST_RANKED = 50
 MOST_WORDS = 12
 PREFIX_FROM = 3  # characters of the last word from which on its beginning is enough: it may still be typed
-MOST_READ = 50_000  # characters of a text in which passages are looked for
+BEFORE, MOST_READ = 600, 3000  # characters of a text around the word, in which passages are looked for
 HEAD_WEIGHT = 8  # how much more a title, subtitle or tag says than a text
 
 IDENTIFIER = re.compile(r"\w+(?:(?:[.-]|::)\w+)*")
@@ -145,15 +145,19 @@ def search(posts: QuerySet[Any], words: str, *, language: str = "en") -> QuerySe
     similarity = TrigramWordSimilarity(words, "title", output_field=FloatField())
     found: QuerySet[Any] = (
         posts.filter(wanted)
-        .annotate(rank=rank + similarity / 10, headline=_headline(query, configuration))
+        .annotate(rank=rank + similarity / 10, headline=_headline(words, query, configuration))
         .order_by("-rank", "-published_at", "-pk")
     )
     return found
 
 
-def _headline(query: Any, configuration: str) -> SearchHeadline:
+def _headline(words: str, query: Any, configuration: str) -> SearchHeadline:
+    """Return the passages where the words stand: PostgreSQL reads slowly, so only around the first of the longest."""
+    longest = max(re.findall(r"\w+", words), key=len, default="")
+    stem = longest[: max(4, len(longest) - 3)].lower()  # it may stand there with another ending
+    start = Greatest(StrIndex(Lower("body_text"), Value(stem)) - BEFORE, Value(1))
     return SearchHeadline(
-        Left("body_text", MOST_READ),
+        Substr("body_text", start, MOST_READ),
         query,
         config=configuration,
         start_sel=START,

@@ -11,13 +11,14 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
-from posts import search, shelves
+from posts import pagecache, search, shelves
 from posts.models import Post, PostQuerySet, Publication, Tag
 
 RESULTS = 10  # a passage costs two milliseconds: it is looked for in the whole text
 LONGEST = 200  # characters of what is typed
 
 
+@pagecache.kept("page", "tag", "year", text=["q"])
 @require_safe
 def search_posts(request: HttpRequest) -> HttpResponse:
     publication = Publication.current()

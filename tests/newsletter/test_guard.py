@@ -18,7 +18,7 @@ from django.test import Client
 from django.utils import timezone
 
 from newsletter.models import Issue
-from posts.models import AuditEntry, Publication
+from posts.models import FRONT_PARTS, AuditEntry, Publication
 from subscribers.models import Subscriber
 from tests.factories import make_issue, make_slot
 
@@ -304,6 +304,8 @@ def test_stopping_never_waits_for_a_confirmation(signed_in: Client, issue: Issue
 def publication_form(client: Client) -> dict[str, Any]:
     form = client.get(PUBLICATION).context["adminform"].form
     values = {name: form.get_initial_for_field(field, name) for name, field in form.fields.items()}
+    places = zip(FRONT_PARTS, form["front_parts"].value(), strict=True)
+    values |= {f"front_parts_{name}": place for (name, _label), place in places}
     return {name: value for name, value in values.items() if value not in (None, "") and "image" not in str(value)}
 
 
