@@ -91,7 +91,7 @@ AUTHOR = "author@example.org"  # of the fixture `publication`
 
 
 def logged(relay: SmtpServer) -> Counter[str]:
-    """Count what the server itself wrote down, line by line; what the author was told on the way is no reader's copy."""
+    """Count what the server itself wrote down, a line a copy; what the author was told meanwhile is none."""
     assert relay.log is not None
     taken = relay.log.read_text().split() if relay.log.exists() else []
     return Counter(address for address in taken if address != AUTHOR)
