@@ -24,6 +24,8 @@ RUN DATABASE_URL=postgres://build/none REDIS_URL=redis://build:6379/0 SECRET_KEY
 
 FROM python:3.11-slim-bookworm AS run
 
+# The letters of the cards that stand for posts elsewhere.
+RUN apt-get update && apt-get install --yes --no-install-recommends fonts-dejavu-core && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /app masthead \
     && install --directory --owner=masthead --group=masthead /app/media
 COPY --from=build /app /app

@@ -42,13 +42,12 @@ def article(post: Post, publication: Publication) -> list[dict[str, Any]]:
         "inLanguage": publication.language,
         "author": {"@type": "Person", "name": publication.byline} if publication.byline else publisher(publication),
         "publisher": publisher(publication),
+        "image": post.image["url"],
         "keywords": [tag.name for tag in post.tags.all()],
     }
     if post.published_at:
         shown["datePublished"] = post.published_at.isoformat()
         shown["dateModified"] = max(post.published_at, post.corrected_at or post.updated_at).isoformat()
-    if post.image:
-        shown["image"] = post.image["url"]
     return [shown, breadcrumbs(post, publication)]
 
 

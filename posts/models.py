@@ -30,7 +30,7 @@ from django.utils.text import slugify
 from django.utils.translation import gettext_lazy as _
 from simple_history.models import HistoricalRecords
 
-from posts import images, markdown, search, theme
+from posts import cards, images, markdown, search, theme
 
 CONTROL_CHARACTERS = RegexValidator(
     r"[\x00-\x08\x0a-\x1f\x7f\u0085\u2028\u2029]",
@@ -180,9 +180,18 @@ class Publication(models.Model):
         return KNOWN.get() or cls.objects.get_or_create(pk=1)[0]
 
     @property
-    def image(self) -> dict[str, Any] | None:
-        """Return the picture that stands for the publication elsewhere: a small one, its avatar."""
-        return {"url": settings.SITE_URL + self.avatar.url, "alt": self.name} if self.avatar else None
+    def card(self) -> cards.Card:
+        """Return the picture that stands for the publication elsewhere."""
+        return self.card_of(self.name, self.tagline)
+
+    def card_of(self, title: str, words: str = "") -> cards.Card:
+        """Return a card in the publication's dress; `words` stand beside its name, or else the author's name does."""
+        return cards.Card(title, self.name, words or self.byline, self.accent_color, self.avatar.name or "")
+
+    @property
+    def image(self) -> dict[str, Any]:
+        """Return the picture that stands for the publication elsewhere, as pages name it."""
+        return self.card.described(reverse("posts:site_card", args=[self.card.fingerprint]))
 
     @property
     def zone(self) -> zoneinfo.ZoneInfo:
@@ -407,10 +416,17 @@ class Post(models.Model):
         return self.meta_description or self.summary
 
     @property
-    def image(self) -> dict[str, Any] | None:
-        """Return the picture that stands for the post elsewhere: its cover, where it has one."""
-        size = {name: self.cover_copies.get(name) for name in ("width", "height")}
-        return {"url": settings.SITE_URL + self.cover.url, "alt": self.cover_alt, **size} if self.cover else None
+    def card(self) -> cards.Card | None:
+        """Return the picture that stands for the post elsewhere where it has no cover."""
+        return None if self.cover else Publication.current().card_of(self.title)
+
+    @property
+    def image(self) -> dict[str, Any]:
+        """Return the picture that stands for the post elsewhere: its cover or, without one, a card with its title."""
+        if card := self.card:
+            return card.described(reverse("posts:card", args=[self.slug, card.fingerprint]))
+        width, height = self.cover_size or (None, None)
+        return {"url": settings.SITE_URL + self.cover.url, "alt": self.cover_alt, "width": width, "height": height}
 
     @property
     def preview_url(self) -> str:

@@ -8,6 +8,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.db.models import Count, Q, QuerySet, Value
 from django.http import (
+    Http404,
     HttpRequest,
     HttpResponse,
     HttpResponseBase,
@@ -23,7 +24,7 @@ from django.utils.cache import add_never_cache_headers, patch_cache_control
 from django.views import static
 from django.views.decorators.http import require_safe
 
-from posts import linked, markdown, pagecache, shelves, theme
+from posts import cards, linked, markdown, pagecache, shelves, theme
 from posts.models import FeaturedPost, Post, PostQuerySet, Publication, Series, Tag
 
 FEATURED = 3
@@ -92,6 +93,24 @@ def theme_css(request: HttpRequest, fingerprint: str) -> HttpResponse:
         patch_cache_control(response, public=True, immutable=True, max_age=YEAR)
     else:
         patch_cache_control(response, no_cache=True)
+    return response
+
+
+@require_safe
+def card(request: HttpRequest, fingerprint: str, slug: str = "") -> HttpResponse:
+    """Serve the picture that stands for a post or, without `slug`, for the site; one of before is not there any more.
+
+    So a stranger's address draws nothing, and what is withdrawn shows nothing.
+    """
+    posts = Post.objects.published().only("title", "cover", "visibility")
+    post = get_object_or_404(posts, slug=slug) if slug else None
+    drawn = post.card if post else Publication.current().card
+    if not drawn or drawn.fingerprint != fingerprint:
+        raise Http404
+    response = HttpResponse(cards.kept(drawn, owner=str(post.pk) if post else "site"), content_type="image/png")
+    patch_cache_control(response, public=True, immutable=True, max_age=YEAR)
+    if post and post.visibility == Post.Visibility.UNLISTED:
+        response["X-Robots-Tag"] = "noindex"
     return response
 
 

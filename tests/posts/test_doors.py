@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from django.conf import settings
@@ -12,7 +13,7 @@ from django.utils import timezone
 from newsletter import delivery
 from newsletter.models import Issue
 from posts import related
-from posts.models import FeaturedPost, Post, Redirect, Series, Tag
+from posts.models import FeaturedPost, Post, Publication, Redirect, Series, Tag
 from subscribers.models import Subscriber
 from tests.factories import make_issue, make_post
 
@@ -85,6 +86,8 @@ DOORS: dict[str, Callable[[Site], list[str]]] = {
     "posts:tag_atom": lambda site: ["/tags/locks/feed.xml"],
     "posts:tag_rss": lambda site: ["/tags/locks/rss.xml"],
     "posts:tag_json_feed": lambda site: ["/tags/locks/feed.json"],
+    "posts:card": lambda site: [site.shown.image["url"].removeprefix(settings.SITE_URL)],
+    "posts:site_card": lambda site: [Publication.current().image["url"].removeprefix(settings.SITE_URL)],
     "posts:sitemap": lambda site: ["/sitemap.xml"],
     "posts:robots": lambda site: ["/robots.txt"],
     "posts:security": lambda site: ["/.well-known/security.txt"],
@@ -124,7 +127,7 @@ def test_nothing_hidden_stands_behind_a_door(client: Client, site: Site, door: s
     for address in DOORS[door](site):
         page = client.get(address)
         assert page.status_code == 200, address
-        assert WORD not in page.text.lower(), address
+        assert WORD.encode() not in page.content.lower(), address
 
 
 @pytest.mark.parametrize("words", [WORD, f"{WORD}_lock", "zanzib", f'"of {WORD}"', "zanzibr"])
@@ -150,6 +153,18 @@ def test_a_hidden_posts_own_addresses_show_nothing_and_an_unlisted_one_shows_its
             assert page.status_code == GONE.get(kind, 404)
             assert "wait" not in page.text
     assert client.get(f"/old/{post.pk}/").status_code == (301 if kind == "unlisted" else GONE.get(kind, 404))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hidden_posts_card_is_not_drawn_and_an_unlisted_ones_is_not_for_search_engines(
+    client: Client, site: Site, kind: str
+) -> None:
+    answer = client.get(site.hidden[kind].image["url"].removeprefix(settings.SITE_URL))
+    drawn = list(Path(settings.MEDIA_ROOT).glob("cards/*"))
+    if kind == "unlisted":
+        assert (answer.status_code, answer["X-Robots-Tag"], len(drawn)) == (200, "noindex", 1)
+    else:
+        assert (answer.status_code, drawn) == (404, [])
 
 
 def test_a_topic_that_only_hidden_posts_have_is_named_nowhere(client: Client, site: Site) -> None:

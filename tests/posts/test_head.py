@@ -51,7 +51,8 @@ def test_each_page_says_once_what_it_is_and_where(client: Client, post: Post, ad
     found = metas(page)
     assert found["og:url"] == settings.SITE_URL + address
     assert all(found[name] for name in ("description", "og:title", "og:description", "og:type", "og:site_name"))
-    assert found["twitter:card"] == "summary"
+    assert found["twitter:card"] == "summary_large_image"
+    assert found["og:image"].startswith(settings.SITE_URL + "/cards/")
     for name in ("og:title", "og:url", "og:type", "description"):
         assert page.count(f'="{name}"') == 1
 
