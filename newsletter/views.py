@@ -12,7 +12,7 @@ from newsletter import clicks, rendering
 from newsletter.models import Issue
 from posts import pagecache, shelves
 from posts.models import Post
-from subscribers.views import client_ip
+from subscribers.views.doors import client_ip
 
 # A mail brings its styles along; nothing else may load, and no script runs.
 MAIL_POLICY = {

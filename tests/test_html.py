@@ -11,7 +11,7 @@ from django.test import Client, override_settings
 from posts.models import Publication
 from subscribers import tokens
 from subscribers.models import Subscriber
-from subscribers.views import SESSION_COOKIE
+from subscribers.views.preferences import SESSION_COOKIE
 from tests import site
 
 pytestmark = pytest.mark.django_db

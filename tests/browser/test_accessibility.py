@@ -14,7 +14,7 @@ from pytest_django.live_server_helper import LiveServer
 from posts.models import Publication
 from subscribers import tokens
 from subscribers.models import Subscriber
-from subscribers.views import SESSION_COOKIE
+from subscribers.views.preferences import SESSION_COOKIE
 from tests import site
 from tests.browser.conftest import WIDTHS
 from tests.factories import make_post
