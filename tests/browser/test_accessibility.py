@@ -8,7 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 from django.template import loader
 from django.test import RequestFactory
 from django.utils import timezone
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from pytest_django.live_server_helper import LiveServer
 
 from posts.models import Publication
@@ -89,16 +89,16 @@ def test_axe_finds_nothing_on_what_answers_a_form(
     page.goto(live_server.url + "/subscribe/")
     page.get_by_label("Your e-mail address").fill("ada@example")
     page.get_by_role("button", name="Subscribe").click()
-    assert page.get_by_role("alert").inner_text()
+    expect(page.get_by_role("alert")).not_to_be_empty()
     assert looked_at(page) == {}
     session = tokens.sign(bob.pk, "", purpose=tokens.SESSION)
     page.context.add_cookies([{"name": SESSION_COOKIE, "value": session, "url": live_server.url + "/preferences/"}])
     page.goto(live_server.url + "/preferences/")
-    assert page.get_by_label("Your name").is_visible()
+    expect(page.get_by_label("Your name")).to_be_visible()
     assert looked_at(page) == {}
     page.goto(live_server.url + f"/u/{bob.unsubscribe_id}/")
     page.get_by_role("button", name="Unsubscribe").click()
-    assert "You are unsubscribed" in page.inner_text("h1")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("You are unsubscribed")
     assert looked_at(page) == {}
 
 
@@ -128,9 +128,9 @@ def test_a_line_has_a_length_that_is_read_well(
 def test_the_keyboard_reaches_the_text_at_once(addresses: list[str], live_server: LiveServer, page: Page) -> None:
     page.goto(live_server.url + "/posts/on-vacuum/")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.getAttribute('href')") == "#content"
+    expect(page.locator("a[href='#content']")).to_be_focused()
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "content"
+    expect(page.locator("#content")).to_be_focused()
 
 
 def tabbed(page: Page) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ def set_up(page: Page, site: str, workers: Workers) -> None:
     mail_to(workers, AUTHOR, subject="[Test] It arrives")
     page.get_by_role("link", name="Go on").click()
     page.get_by_role("button", name="Finish, and go to the desk").click()
+    expect(page.get_by_role("heading", name="Next issue")).to_be_visible()
     assert Publication.current().set_up_at
 
 

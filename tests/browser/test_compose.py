@@ -139,7 +139,7 @@ def test_the_mail_is_seen_narrow_dark_as_text_and_as_a_reader(
     assert box
     assert box["width"] <= 390
     switches.get_by_label("Dark").check()
-    assert mail.evaluate("frame => getComputedStyle(frame).colorScheme") == "dark"
+    expect(mail).to_have_css("color-scheme", "dark")
     switches.get_by_label("Text").check()
     expect(mail).to_be_hidden()
     expect(desk.frame_locator("iframe[name=look-text]").locator("body")).to_contain_text("Dear friend,")

@@ -71,6 +71,7 @@ def sign_in(page: Page, site: str) -> None:
     page.get_by_label("Username").fill("author")
     page.locator("input[name=password]").fill("a long password")
     page.get_by_role("button", name="Sign in", exact=True).click()
+    expect(page.get_by_role("heading", name="Next issue")).to_be_visible()
 
 
 def write_and_schedule(page: Page, site: str, *, title: str) -> None:
@@ -79,6 +80,7 @@ def write_and_schedule(page: Page, site: str, *, title: str) -> None:
     page.locator("textarea[name=body]").fill("The **first** thing is to `EXPLAIN` it.")
     expect(page.frame_locator("[data-part=frame]").locator(".prose strong")).to_have_text("first")
     page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text(re.compile("was (added|changed) successfully"))).to_be_visible()
     page.goto(f"{site}/admin/newsletter/issue/add/")
     page.locator("input[name=subject]").fill(title)
     page.locator("textarea[name=introduction]").fill("Hello {{ name|there }},")
