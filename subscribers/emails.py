@@ -17,7 +17,7 @@ from django.urls import reverse
 from django.utils import timezone, translation
 
 from posts.models import Publication
-from subscribers import addresses, instance, testmode, tokens
+from subscribers import addresses, instance, links, testmode, tokens
 from subscribers.models import MagicLink, Subscriber, SystemMail
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _context(mail: SystemMail) -> dict[str, Any]:
     if mail.kind == SystemMail.Kind.CONFIRM:
         context |= {"confirm_url": confirm_url(mail.subscriber), "never_url": never_url(mail.subscriber)}
     if mail.kind in (SystemMail.Kind.MAGIC_LINK, SystemMail.Kind.ALREADY):
-        context |= {"link_url": _magic_url(mail.subscriber), "minutes": MagicLink.MINUTES}
+        context |= {"link_url": _magic_url(mail), "minutes": MagicLink.MINUTES}
     if mail.kind == SystemMail.Kind.WELCOME:
         context |= {"unsubscribe_url": settings.SITE_URL + unsubscribe_path(mail.subscriber)}
     return context
@@ -162,16 +162,9 @@ def unsubscribe_path(subscriber: Subscriber) -> str:
     return reverse("subscribers:unsubscribe", args=[subscriber.unsubscribe_id])
 
 
-def _magic_url(subscriber: Subscriber) -> str:
+def _magic_url(mail: SystemMail) -> str:
     """Make a one-time key; only the mail knows it, the row keeps its hash."""
-    token = new_link(subscriber, MagicLink.Purpose.PREFERENCES, dt.timedelta(minutes=MagicLink.MINUTES))
+    assert mail.subscriber is not None
+    asked_from = mail.context.get("asked_from", "")
+    token = links.new_link(mail.subscriber, MagicLink.Purpose.PREFERENCES, asked_from=asked_from)
     return settings.SITE_URL + reverse("subscribers:preferences_open", args=[token])
-
-
-def new_link(subscriber: Subscriber, purpose: str, lifetime: dt.timedelta) -> str:
-    """Keep the hash of a fresh one-time key and return the key."""
-    token, digest = MagicLink.new_token()
-    MagicLink.objects.create(
-        subscriber=subscriber, purpose=purpose, token_hash=digest, expires_at=timezone.now() + lifetime
-    )
-    return token

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import datetime as dt
 import uuid
 from typing import Any, ClassVar
 
@@ -139,6 +138,12 @@ class Suppression(models.Model):
         return f"{self.get_reason_display()}: {bytes(self.address_hash).hex()[:12]}…"
 
 
+class MagicLinkQuerySet(models.QuerySet["MagicLink"]):
+    def live(self) -> MagicLinkQuerySet:
+        """Keys that are out and still open what they are for."""
+        return self.filter(used_at=None, revoked_at=None, expires_at__gt=timezone.now())
+
+
 class MagicLink(models.Model):
     """A one-time key mailed to its owner; only its SHA-256 is kept."""
 
@@ -155,15 +160,37 @@ class MagicLink(models.Model):
     expires_at = models.DateTimeField()
     used_at = models.DateTimeField(null=True)
     revoked_at = models.DateTimeField(null=True)
+    # A keyed hash of the network address and the browser that asked for it.
+    asked_from = models.BinaryField(max_length=32, default=bytes)
+
+    objects = MagicLinkQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"{self.purpose} link of subscriber {self.subscriber_id}"
 
-    @staticmethod
-    def new_token() -> tuple[str, bytes]:
-        """Return a fresh 256-bit token and the hash to keep of it."""
-        token = secrets.token_urlsafe(32)
-        return token, hashlib.sha256(token.encode()).digest()
+
+class ReaderSessionQuerySet(models.QuerySet["ReaderSession"]):
+    def live(self) -> ReaderSessionQuerySet:
+        """Sessions that were used within half an hour and are not older than half a day."""
+        now = timezone.now()
+        return self.filter(seen_at__gt=now - ReaderSession.IDLE, started_at__gt=now - ReaderSession.LONGEST)
+
+
+class ReaderSession(models.Model):
+    """A reader at his preferences; of the key in his cookie only the SHA-256 is kept. Ended, it is deleted."""
+
+    IDLE: ClassVar[dt.timedelta] = dt.timedelta(minutes=30)
+    LONGEST: ClassVar[dt.timedelta] = dt.timedelta(hours=12)
+
+    subscriber = models.ForeignKey(Subscriber, on_delete=models.CASCADE, related_name="sessions")
+    key_hash = models.BinaryField(max_length=32, unique=True)
+    started_at = models.DateTimeField(default=timezone.now)
+    seen_at = models.DateTimeField(default=timezone.now)
+
+    objects = ReaderSessionQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"session of subscriber {self.subscriber_id}"
 
 
 class SystemMailQuerySet(models.QuerySet["SystemMail"]):

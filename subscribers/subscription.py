@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from django.db import transaction
 from django.utils import timezone
 
-from subscribers import addresses, emails, throttling, tokens
-from subscribers.models import Consent, MagicLink, Subscriber, Suppression, SystemMail
+from subscribers import addresses, emails, links, throttling, tokens
+from subscribers.models import Consent, Subscriber, Suppression, SystemMail
 
 Status, Kind = Subscriber.Status, Consent.Kind
 
@@ -23,6 +23,11 @@ class Circumstances:
     user_agent: str = ""
     wording: str = ""
     language: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Return a keyed hash of who asked, for the row of a one-time key."""
+        return tokens.origin(self.ip, self.user_agent)
 
     def record(self, subscriber: Subscriber, kind: str, **detail: str) -> Consent:
         return Consent.objects.create(
@@ -92,7 +97,7 @@ def unsubscribe(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> b
         return False
     subscriber.status, subscriber.unsubscribed_at = Status.UNSUBSCRIBED, timezone.now()
     subscriber.save(update_fields=["status", "unsubscribed_at"])
-    subscriber.magic_links.filter(used_at=None, revoked_at=None).update(revoked_at=timezone.now())
+    links.shut_out(subscriber)
     subscriber.system_mail.due().update(failed_at=timezone.now(), error="the reader left")
     circumstances.record(subscriber, Kind.UNSUBSCRIBED)
     return True
@@ -127,24 +132,6 @@ def suppress(address: str, *, reason: str, note: str = "") -> Suppression:
         address_hash=addresses.keyed_hash(key), defaults={"reason": reason, "note": note}
     )
     return suppression
-
-
-@transaction.atomic
-def redeem(token: str, purpose: str) -> Subscriber | None:
-    """Use up a one-time key; None if it is unknown, used, revoked, expired or of another purpose."""
-    now = timezone.now()
-    link = (
-        MagicLink.objects.select_for_update(of=("self",))
-        .select_related("subscriber")
-        .filter(token_hash=tokens.hash_token(token), purpose=purpose, used_at=None, revoked_at=None, expires_at__gt=now)
-        .first()
-    )
-    if link is None:
-        return None
-    link.used_at = now
-    link.save(update_fields=["used_at"])
-    MagicLink.objects.filter(subscriber=link.subscriber, purpose=purpose, used_at=None).update(revoked_at=now)
-    return link.subscriber
 
 
 def _activate(subscriber: Subscriber, kind: str, circumstances: Circumstances) -> SystemMail:

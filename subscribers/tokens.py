@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import hmac
 from uuid import UUID
 
 from django.conf import settings
@@ -11,9 +12,8 @@ from django.core import signing
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare, salted_hmac
 
-CONFIRM, NEVER, SESSION = "subscribers.confirm", "subscribers.never", "subscribers.session"
+CONFIRM, NEVER = "subscribers.confirm", "subscribers.never"
 CONFIRM_DAYS = 7
-SESSION_MINUTES = 30
 FORM_DAYS = 3
 
 
@@ -34,6 +34,11 @@ def read(token: str, *, purpose: str, max_age: dt.timedelta | None = None) -> tu
 def hash_token(token: str) -> bytes:
     """Return the SHA-256 that is kept of a one-time key."""
     return hashlib.sha256(token.encode()).digest()
+
+
+def origin(ip: str | None, user_agent: str) -> str:
+    """Return a keyed hash, in hexadecimal digits, of who asks: the same for the same browser on the same network."""
+    return hmac.digest(settings.PEPPER.encode(), f"origin:{ip}|{user_agent}".encode(), hashlib.sha256).hex()
 
 
 def probe_id() -> UUID:

@@ -16,5 +16,5 @@ urlpatterns = [
     path("u/<uuid:unsubscribe_id>/", leaving.unsubscribe, name="unsubscribe"),
     path("u/<uuid:unsubscribe_id>", leaving.unsubscribe),
     path("preferences/", preferences.preferences, name="preferences"),
-    path("preferences/<str:token>/", preferences.preferences_open, name="preferences_open"),
+    path("preferences/open/<str:token>/", preferences.preferences_open, name="preferences_open"),
 ]

@@ -11,7 +11,7 @@ from django.utils import timezone
 from PIL import Image
 
 from posts.models import FeaturedPost, Post, Publication, Series, Tag
-from subscribers import emails
+from subscribers import emails, links
 from subscribers.models import MagicLink, ReaderCount, Subscriber
 from tests.factories import make_issue, make_post, make_readers
 
@@ -87,7 +87,7 @@ def make_posts() -> None:
 
 def doors(reader: Subscriber) -> list[str]:
     """Return the addresses that a reader gets by mail, and one that is used up."""
-    links = [emails.confirm_url(reader), emails.never_url(reader)]
-    key = emails.new_link(reader, MagicLink.Purpose.PREFERENCES, dt.timedelta(hours=1))
-    paths = ["/" + link.partition("://")[2].partition("/")[2] for link in links]
-    return [*paths, f"/u/{reader.unsubscribe_id}/", f"/preferences/{key}/", "/subscribe/confirm/used-up/"]
+    urls = [emails.confirm_url(reader), emails.never_url(reader)]
+    key = links.new_link(reader, MagicLink.Purpose.PREFERENCES)
+    paths = ["/" + link.partition("://")[2].partition("/")[2] for link in urls]
+    return [*paths, f"/u/{reader.unsubscribe_id}/", f"/preferences/open/{key}/", "/subscribe/confirm/used-up/"]

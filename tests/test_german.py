@@ -24,7 +24,7 @@ from newsletter.celery import app
 from newsletter.management.commands import messages
 from newsletter.models import Issue
 from posts.models import Post, Publication, Tag
-from subscribers import emails, tokens
+from subscribers import emails, links, tokens
 from subscribers.models import Consent, ReaderCount, Subscriber, SystemMail
 from subscribers.tasks import send_system_mail
 from tests.factories import make_issue, make_post
@@ -158,7 +158,7 @@ def test_the_doors_of_a_reader_are_german(client: Client, german: Publication, a
         path = door.removeprefix(django_settings.SITE_URL)
         for response in (client.get(path), client.post(path, {"button": "1"})):
             assert english_in(response.content.decode()) == set()
-    client.cookies["reader"] = tokens.sign(alice.pk, "", purpose=tokens.SESSION)
+    client.cookies["reader"] = links.begin_session(alice)
     assert "alice@example.org: du bekommst keine Mails." in client.get("/preferences/").content.decode()
 
 

@@ -9,9 +9,9 @@ from django.template import loader
 from django.test import Client, override_settings
 
 from posts.models import Publication
-from subscribers import tokens
+from subscribers import links
 from subscribers.models import Subscriber
-from subscribers.views.preferences import SESSION_COOKIE
+from subscribers.views.doors import SESSION_COOKIE
 from tests import site
 
 pytestmark = pytest.mark.django_db
@@ -25,7 +25,7 @@ def pages(client: Client, publication: Publication, bob: Subscriber) -> Iterator
     forged = Client(enforce_csrf_checks=True).post("/preferences/", {"address": "ada@example.org"}).text
     stand_alone = [(name, loader.get_template(name).render()) for name in ("500.html", "503.html")]
     read = [(path, client.get(path).text) for path in [*site.PAGES, *site.doors(bob)]]
-    client.cookies[SESSION_COOKIE] = tokens.sign(bob.pk, "", purpose=tokens.SESSION)
+    client.cookies[SESSION_COOKIE] = links.begin_session(bob)
     return iter(
         [("refused", refused), ("forged", forged), *stand_alone, *read, ("session", client.get("/preferences/").text)]
     )

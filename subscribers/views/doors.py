@@ -1,4 +1,4 @@
-"""What all doors share: nothing of a key gets into caches or referrers, and who came from where."""
+"""What all doors share: nothing of a key gets into caches or referrers, who came from where, and a reader's session."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
 from django.utils.translation import get_language
 from django.views.decorators.csrf import csrf_exempt
 
-from subscribers import addresses
+from subscribers import addresses, links, redaction
+from subscribers.models import ReaderSession, Subscriber
 from subscribers.subscription import Circumstances
+
+SESSION_COOKIE = "reader"
 
 
 def private(response: HttpResponse) -> HttpResponse:
@@ -36,7 +41,7 @@ def cookieless(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
 
 def circumstances(request: HttpRequest, *, wording: str = "") -> Circumstances:
     return Circumstances(
-        page=request.headers.get("Referer", "") or request.path,
+        page=redaction.redacted(request.headers.get("Referer", "") or request.path),
         ip=client_ip(request),
         user_agent=request.headers.get("User-Agent", ""),
         wording=wording,
@@ -52,3 +57,60 @@ def client_ip(request: HttpRequest) -> str | None:
             return forwarded[-settings.PROXY_COUNT]
     peer = request.META.get("REMOTE_ADDR", "")
     return peer if addresses.is_ip(peer) else None
+
+
+# A reader's session
+
+
+def session_reader(request: HttpRequest) -> Subscriber | None:
+    return links.session_reader(request.COOKIES.get(SESSION_COOKIE, ""))
+
+
+def at_desk(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Give the view the reader whose session this is; who has none is led to where one begins."""
+
+    @wraps(view)
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        subscriber = session_reader(request)
+        if subscriber is None:
+            return private(redirect("subscribers:preferences"))
+        return in_session(request, view(request, subscriber, *args, **kwargs))
+
+    return wrapped
+
+
+def in_session(request: HttpRequest, response: HttpResponse) -> HttpResponse:
+    """Keep a page of the desk private, and let the cookie live on where the view did not end it."""
+    if SESSION_COOKIE not in response.cookies:
+        remember(response, request.COOKIES[SESSION_COOKIE])
+    return with_forms(private(response))
+
+
+def with_forms(response: HttpResponse) -> HttpResponse:
+    """Let a private page whose address holds no key send its forms.
+
+    Told to name no referrer, browsers send a form with the origin "null", which the check against forged requests
+    refuses.
+    """
+    response["Referrer-Policy"] = "same-origin"
+    return response
+
+
+def remember(response: HttpResponse, key: str) -> None:
+    """Keep the key of a session in the browser, for these pages alone and for half an hour."""
+    response.set_cookie(
+        SESSION_COOKIE,
+        key,
+        max_age=ReaderSession.IDLE,
+        path=reverse("subscribers:preferences"),
+        secure=settings.SECURE,
+        httponly=True,
+        samesite="Lax",
+    )
+
+
+def forget(request: HttpRequest, response: HttpResponse) -> HttpResponse:
+    """End the session, here and in the browser."""
+    links.end_session(request.COOKIES.get(SESSION_COOKIE, ""))
+    response.delete_cookie(SESSION_COOKIE, path=reverse("subscribers:preferences"), samesite="Lax")
+    return response

@@ -10,12 +10,12 @@ from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
-from subscribers import emails, subscription, tokens
+from subscribers import links, subscription, tokens
 from subscribers.forms import SubscribeForm
 from subscribers.models import MagicLink, Subscriber
 from subscribers.views.doors import circumstances, cookieless, private
 
-UNDO_HOURS = 24
+UNDO_FOR = dt.timedelta(hours=24)
 
 
 @cookieless  # RFC 8058, 3.1: the POST carries no cookie, and the address itself is the key
@@ -27,22 +27,28 @@ def unsubscribe(request: HttpRequest, unsubscribe_id: UUID) -> HttpResponse:
     subscriber = get_object_or_404(Subscriber, unsubscribe_id=unsubscribe_id)
     if request.method != "POST":
         return private(render(request, "subscribers/unsubscribe.html", {"subscriber": subscriber}))
+    if "button" in request.POST:
+        return leave(request, subscriber)
+    subscription.unsubscribe(subscriber.pk, circumstances(request))
+    return private(HttpResponse(_("You are unsubscribed.") + "\n", content_type="text/plain; charset=utf-8"))
+
+
+def leave(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    """Unsubscribe the reader who pressed the button; the answer holds the key that takes it back."""
     left = subscription.unsubscribe(subscriber.pk, circumstances(request))
-    if "button" not in request.POST:
-        return private(HttpResponse(_("You are unsubscribed.") + "\n", content_type="text/plain; charset=utf-8"))
-    undo = _undo_key(subscriber) if left and subscriber.confirmed_at else ""
+    undo = _undo_key(request, subscriber) if left and subscriber.confirmed_at else ""
     return private(render(request, "subscribers/unsubscribed.html", {"undo": undo}))
 
 
-def _undo_key(subscriber: Subscriber) -> str:
-    return emails.new_link(subscriber, MagicLink.Purpose.UNDO, dt.timedelta(hours=UNDO_HOURS))
+def _undo_key(request: HttpRequest, subscriber: Subscriber) -> str:
+    return links.new_link(subscriber, MagicLink.Purpose.UNDO, UNDO_FOR, asked_from=circumstances(request).origin)
 
 
 @cookieless  # the one-time key is all the authority there is
 @require_POST
 def undo(request: HttpRequest) -> HttpResponse:
     """Take back an unsubscribe by the key that its own answer carried."""
-    subscriber = subscription.redeem(request.POST.get("key", "")[:100], MagicLink.Purpose.UNDO)
+    subscriber = links.redeem(request.POST.get("key", "")[:100], MagicLink.Purpose.UNDO)
     if subscriber is None or not subscription.resubscribe(subscriber.pk, circumstances(request)):
         return private(render(request, "subscribers/link_dead.html", {"form": SubscribeForm()}, status=410))
     return private(render(request, "subscribers/confirmed.html", {"back": True}))

@@ -12,9 +12,9 @@ from playwright.sync_api import Page, expect
 from pytest_django.live_server_helper import LiveServer
 
 from posts.models import Publication
-from subscribers import tokens
+from subscribers import links
 from subscribers.models import Subscriber
-from subscribers.views.preferences import SESSION_COOKIE
+from subscribers.views.doors import SESSION_COOKIE
 from tests import site
 from tests.browser.conftest import WIDTHS
 from tests.factories import make_post
@@ -91,7 +91,7 @@ def test_axe_finds_nothing_on_what_answers_a_form(
     page.get_by_role("button", name="Subscribe").click()
     expect(page.get_by_role("alert")).not_to_be_empty()
     assert looked_at(page) == {}
-    session = tokens.sign(bob.pk, "", purpose=tokens.SESSION)
+    session = links.begin_session(bob)
     page.context.add_cookies([{"name": SESSION_COOKIE, "value": session, "url": live_server.url + "/preferences/"}])
     page.goto(live_server.url + "/preferences/")
     expect(page.get_by_label("Your name")).to_be_visible()

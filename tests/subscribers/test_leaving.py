@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 
 from newsletter.celery import app
-from subscribers import subscription
+from subscribers import links, subscription
 from subscribers.models import MagicLink, Subscriber, SystemMail
 
 Status = Subscriber.Status
@@ -73,14 +73,10 @@ def test_the_button_leaves_and_offers_one_undo(path: str, client: Client, alice:
 
 
 def test_leaving_revokes_keys_and_mail_under_way(alice: Subscriber) -> None:
-    _token, digest = MagicLink.new_token()
-    link = MagicLink.objects.create(
-        subscriber=alice, purpose="preferences", token_hash=digest, expires_at="2999-01-01T00:00Z"
-    )
+    links.new_link(alice, MagicLink.Purpose.PREFERENCES)
     SystemMail.objects.create(kind="welcome", subscriber=alice)
     subscription.unsubscribe(alice.pk)
-    link.refresh_from_db()
-    assert link.revoked_at
+    assert not MagicLink.objects.live().exists()
     assert not SystemMail.objects.due().exists()
 
 
