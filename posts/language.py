@@ -7,7 +7,10 @@ from django.db import Error
 from django.http import HttpRequest, HttpResponse
 from django.utils import translation
 
+from posts import pagecache
 from posts.models import KNOWN, Publication
+
+publication = pagecache.once_a_version(Publication.current)
 
 
 class LanguageMiddleware:
@@ -34,8 +37,8 @@ class LanguageMiddleware:
 
     def _read(self) -> Publication | None:
         try:
-            publication = Publication.current()
+            known = publication()
         except Error:  # a view that needs the database finds out by itself
             return None
-        self.language = publication.language
-        return publication
+        self.language = known.language
+        return known

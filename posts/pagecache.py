@@ -15,9 +15,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import brotli
@@ -32,6 +33,7 @@ from posts.siteversion import Clock, Version
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Any]
+T = TypeVar("T")
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 # Browsers ask each time (a 304 costs nothing), so that nobody sees the page of before a correction. A shared cache in
@@ -79,6 +81,30 @@ def kept(
         return marked
 
     return mark
+
+
+# What was asked already for the version under which the page being made is kept.
+KNOWN: ContextVar[dict[Any, Any] | None] = ContextVar("KNOWN", default=None)
+
+
+def once_a_version(ask: Callable[[], T]) -> Callable[[], T]:
+    """Ask what many pages show, such as the years of the archive, once for each version of the site in a process.
+
+    The answer, which nobody may change, is at least as new as the version that it is kept under, as a page is. Where no
+    page is being made to be kept, `ask` is asked each time.
+    """
+
+    @wraps(ask)
+    def answered() -> T:
+        known = KNOWN.get()
+        if known is None:
+            return ask()
+        if ask not in known:
+            known[ask] = ask()
+        found: T = known[ask]
+        return found
+
+    return answered
 
 
 Parameters = dict[str, re.Pattern[str]]  # what the value of each has to match
@@ -242,6 +268,7 @@ class PageCache:
         self.clock = clock or Clock()
         self._pages: OrderedDict[Key, Page] = OrderedDict()
         self._making: dict[Key, Making] = {}
+        self._known: tuple[Version | None, dict[Any, Any]] = (None, {})
         self._lock = threading.Lock()
         self._is_allowed = lru_cache(256)(_is_allowed)
 
@@ -299,6 +326,7 @@ class PageCache:
 
     def _lead(self, key: Key, version: Version, making: Making, environ: Environ) -> Page | Answer:
         """Make the page, and tell those who wait unless it is for one visitor only."""
+        known = KNOWN.set(self._known_of(version))
         try:
             answer = Answer.of(self.django, anonymous(environ, key))
             former = self._pages.get(key)
@@ -308,9 +336,17 @@ class PageCache:
                 making.answer = self._kept(key, Page.of(answer, version)) if answer.is_page else answer
             return making.answer or answer
         finally:
+            KNOWN.reset(known)
             with self._lock:
                 del self._making[key]
             making.done.set()
+
+    def _known_of(self, version: Version) -> dict[Any, Any]:
+        """Return what was asked for pages of this version; what was for another one is forgotten."""
+        known = self._known
+        if known[0] != version:
+            self._known = known = (version, {})
+        return known[1]
 
     def _is_recent(self, page: Page) -> bool:
         """Tell whether a page was current until just now."""

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_safe
 from posts import pagecache, search, shelves
 from posts.models import Post, PostQuerySet, Publication, Tag
 
-RESULTS = 10  # a passage costs two milliseconds: it is looked for in the whole text
+RESULTS = 10
 LONGEST = 200  # characters of what is typed
 
 
@@ -23,8 +23,7 @@ LONGEST = 200  # characters of what is typed
 def search_posts(request: HttpRequest) -> HttpResponse:
     publication = Publication.current()
     words = request.GET.get("q", "").replace("\x00", "").strip()[:LONGEST]
-    years = shelves.years(Post.objects.listed(), publication.zone)
-    tags = list(Tag.objects.filter(posts__in=Post.objects.listed()).annotate(uses=Count("posts")).order_by("name"))
+    years, tags = filters()
     tag = next((each for each in tags if each.slug == request.GET.get("tag")), None)
     year = next((each for each in years if str(each) == request.GET.get("year")), None)
     posts = _within(tag, year, publication)
@@ -41,6 +40,14 @@ def search_posts(request: HttpRequest) -> HttpResponse:
         "query": urlencode({name: value for name, value in chosen.items() if value}) + "&",
     }
     return render(request, "posts/search.html", context)
+
+
+@pagecache.once_a_version
+def filters() -> tuple[dict[int, int], list[Tag]]:
+    """Return the years and the tags of the listed posts, each with how many there are."""
+    years = shelves.years(Post.objects.listed(), Publication.current().zone)
+    tags = Tag.objects.filter(posts__in=Post.objects.listed()).annotate(uses=Count("posts")).order_by("name")
+    return years, list(tags)
 
 
 def _within(tag: Tag | None, year: int | None, publication: Publication) -> PostQuerySet:

@@ -25,7 +25,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from posts.models import DERIVED, Post, Publication, Tag
+from posts import related
+from posts.models import DERIVED, Post, Publication, RelatedPosts, Tag
 from subscribers.models import ReaderCount
 from tests.benchmarks import database, debian, material, senders
 from tests.benchmarks.progress import say
@@ -54,6 +55,15 @@ RATIO, QUERIES, SEARCH_MS, SEND_FACTOR = 0.20, 4, 100.0, 2.0
 
 WRK = ["wrk", "libluajit-5.1-2", "libluajit-5.1-common"]
 NGINX = ["nginx", "nginx-common"]
+# Each search is another, as readers' are: a name that one text in a hundred has, and a word that all have.
+SEARCHES = """
+local words = {{"{words}"}}
+math.randomseed(tonumber(tostring(words):match("0x(%x+)"), 16))
+function request()
+    local one, other, more = math.random(#words), math.random(#words), math.random(#words)
+    return wrk.format(nil, "/search/?q=" .. words[one] .. words[other] .. "+" .. words[more])
+end
+"""
 REPORT = """
 function done(summary, latency, requests)
     local errors = summary.errors
@@ -106,6 +116,7 @@ def measure(plan: Plan) -> Figures:
         home = Path(folder)
         home.chmod(0o755)
         (home / "report.lua").write_text(REPORT)
+        (home / "searches.lua").write_text(SEARCHES.format(words='", "'.join(material.WORDS)) + REPORT)
         say(f"inventing {plan.posts:,} posts of {plan.words:,} words and {plan.readers:,} readers")
         _fill(plan)
         _collect_static(home)
@@ -113,7 +124,7 @@ def measure(plan: Plan) -> Figures:
         uncached = ends.enter_context(_granian(home, "uncached", PAGE_CACHE_MB="0"))
         sizes = _copy_pages(home, cached)
         files = ends.enter_context(_nginx(home, nginx))
-        load = Load(wrk, home / "report.lua", plan.seconds)
+        load = Load(wrk, home, plan.seconds)
         found = _take_turns(plan, load, cached, uncached, files)
         for name, page in found.items():
             _add_sizes(page, sizes[name], uncached.base + PAGES[name])
@@ -186,6 +197,13 @@ def _fill(plan: Plan) -> None:
         for index, post in enumerate(posts)
         for more in (0, 1)
     )
+    keys = [post.pk for post in posts]
+    RelatedPosts.objects.bulk_create(
+        RelatedPosts(
+            post=post, others=[keys[(place + step) % len(keys)] for step in range(7, 7 + related.KEPT)], at=now
+        )
+        for place, post in enumerate(posts)
+    )
     if plan.readers:
         material.fill_readers(plan.readers)
     ReaderCount.refresh()
@@ -197,6 +215,8 @@ def _text(number: int, words: int) -> Post:
     """Return a post with a rendered text of about so many words, prose and code."""
     source = random.Random(number)
     body = "".join(material.section(source) for _ in range(max(1, words // SECTION_WORDS)))
+    names = [one + other for one in material.WORDS for other in material.WORDS][number::TEXTS]
+    body += f"Names: {', '.join(names)}.\n\n"
     post = Post(body=body + ("A lighthouse.\n" if number % RARE == 0 else ""))
     post.derive()
     return post
@@ -308,26 +328,26 @@ class Load:
     """wrk, and for how many seconds it asks."""
 
     wrk: debian.Program
-    script: Path
+    home: Path
     seconds: int
 
-    def on(self, url: str, connections: int) -> Figures:
-        """Ask for one page over so many connections; longer where it is so slow that too few come to be measured.
+    def on(self, url: str, connections: int, script: str = "report") -> Figures:
+        """Ask for one page, or as the script says, over so many connections; longer where too few answers come.
 
         Raises CommandError where an answer is not 2xx.
         """
-        found = self._run(url, connections, self.seconds)
+        found = self._run(url, connections, script, self.seconds)
         if found["requests"] < 2 * connections:
-            found = self._run(url, connections, SLOW_FACTOR * self.seconds)
+            found = self._run(url, connections, script, SLOW_FACTOR * self.seconds)
         if found["errors"] or not found["requests"]:
             raise CommandError(f"{url} failed {found['errors']} of {found['requests']} times.")
         return {
             "rps": found["requests"] / found["us"] * 1e6, "p50_ms": found["p50"] / 1000, "p99_ms": found["p99"] / 1000
         }  # fmt: skip
 
-    def _run(self, url: str, connections: int, seconds: int) -> Figures:
+    def _run(self, url: str, connections: int, script: str, seconds: int) -> Figures:
         words = [str(self.wrk.path), f"-t{min(connections, 2)}", f"-c{connections}", f"-d{seconds}s", "--timeout=30s",
-                 "-H", f"Accept-Encoding: {ENCODING}", "-s", str(self.script), url]  # fmt: skip
+                 "-H", f"Accept-Encoding: {ENCODING}", "-s", str(self.home / f"{script}.lua"), url]  # fmt: skip
         ended = subprocess.run(
             words, env=self.wrk.environment, capture_output=True, text=True, timeout=seconds + 60, check=False
         )
@@ -347,7 +367,9 @@ def _take_turns(plan: Plan, load: Load, cached: Server, uncached: Server, files:
                 turn = (
                     load.on(f"{files.base}/{name}", connections),
                     load.on(cached.base + address, connections),
-                    load.on(uncached.base + address, connections),
+                    load.on(cached.base, connections, "searches")
+                    if name == "search"
+                    else load.on(uncached.base + address, connections),
                 )
                 runs.setdefault((name, connections), []).append(turn)
                 say(

@@ -18,6 +18,7 @@ import time_machine
 from django.core.wsgi import get_wsgi_application
 from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse
+from django.test.utils import CaptureQueriesContext
 from django.urls import path
 from django.utils import timezone
 
@@ -221,6 +222,16 @@ def test_a_search_is_kept_under_its_words_however_they_are_spaced(site: Site, po
     for address in ("/search/?q=another", "/search/?q=a+queue&tag=none", "/search/?q=%00", "/search/?q=%00"):
         assert site.get(address).status == 200
     assert site.made == 5
+
+
+def test_searches_ask_for_the_years_and_topics_once_a_version(site: Site, post: Post) -> None:
+    site.get("/search/?q=rows")
+    with CaptureQueriesContext(connection) as asked:
+        site.get("/search/?q=locks")
+    assert len(asked) == 1
+    post.tags.add(Tag.objects.create(name="Vacuum", slug="vacuum"))
+    site.look_again()
+    assert "vacuum" in site.get("/search/?q=tables").text
 
 
 def test_a_foreign_host_is_refused_also_for_a_kept_page(site: Site, post: Post) -> None:
