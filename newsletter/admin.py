@@ -407,15 +407,11 @@ def _reader(request: HttpRequest) -> Subscriber | None:
     return reader
 
 
-def _readers() -> int:
-    return Subscriber.objects.mailable().count()
-
-
 def _joined(issue: Issue) -> int:
     """Count the readers who may be mailed and have no copy of the issue under their name or address."""
     copies = Delivery.objects.filter(issue=issue)
     by_name, by_address = copies.filter(subscriber=OuterRef("pk")), copies.filter(address_key=OuterRef("key"))
-    return Subscriber.objects.mailable().filter(~Exists(by_name), ~Exists(by_address)).count()
+    return issue.audience().filter(~Exists(by_name), ~Exists(by_address)).count()
 
 
 TEMPLATES = "admin/newsletter"
@@ -424,7 +420,7 @@ MOVES = {"unschedule", "pause", "resume", "cancel"}
 MORE = {"resend": delivery.resend_failed, "joined": delivery.send_to_joined}
 # What asks first, and how many copies it concerns.
 CONFIRMED = {
-    "now": lambda issue: _readers(),
+    "now": lambda issue: issue.audience().count(),
     "cancel": lambda issue: issue.counts().open,
     "resend": lambda issue: issue.deliveries.resendable().count(),
     "joined": _joined,
@@ -557,7 +553,7 @@ def _desk(issue: Issue) -> dict[str, Any]:
     slots = composing.dates()
     return {
         "issue": issue,
-        "readers": _readers(),
+        "readers": issue.audience().count(),
         "slots": slots,
         "next_slot": composing.next_open(slots),
         "queue": composing.queue(without=issue),

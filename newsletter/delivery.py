@@ -27,6 +27,7 @@ from subscribers import instance
 logger = logging.getLogger(__name__)
 State = Delivery.State
 
+# Whoever chose topics gets what shares one of them; a reader who did not is told from him by his own row alone.
 # A domain that is not ASCII is written as its key has it (RFC 5890): no relay needs SMTPUTF8 for such a reader.
 FREEZE = """
 WITH candidates AS MATERIALIZED (
@@ -35,6 +36,7 @@ WITH candidates AS MATERIALIZED (
                 ELSE split_part(address, '@', 1) || '@' || split_part(key, '@', 2) END AS address,
            CASE WHEN suppressed THEN 'suppressed' WHEN paused_until > now() THEN 'paused' ELSE '' END AS reason
       FROM subscribers_subscriber s WHERE status = 'active'
+       AND (NOT topics && %(offered)s::bigint[] OR topics && %(shared)s::bigint[])
        AND (NOT %(joined)s OR (
             NOT EXISTS (SELECT 1 FROM newsletter_delivery d WHERE d.issue_id = %(issue)s AND d.subscriber_id = s.id)
             AND NOT EXISTS (SELECT 1 FROM newsletter_delivery d
@@ -73,7 +75,7 @@ def freeze(issue_id: int) -> bool:
         now = _database_now()
         issue.source = clicks.lead_through(issue, rendering.render_issue(issue, date=now))
         issue.source_sha256 = message.source_sha256(issue.source)
-        issue.candidates, issue.planned, issue.excluded = _plan(issue.pk)
+        issue.candidates, issue.planned, issue.excluded = _plan(issue)
         Frontier.objects.create(issue=issue)
         issue.prepared_at = now
         assert issue.due_at is not None
@@ -143,7 +145,7 @@ def _send_more(issue: Issue, act: Callable[[], int]) -> int:
 
 
 def _plan_joined(issue: Issue) -> int:
-    candidates, planned, excluded = _plan(issue.pk, joined=True)
+    candidates, planned, excluded = _plan(issue, joined=True)
     Frontier.objects.filter(issue=issue).update(subscriber_id=0)  # who joined may have asked long ago
     Issue.objects.filter(pk=issue.pk).update(
         candidates=models.F("candidates") + candidates,
@@ -309,9 +311,11 @@ def _publish_posts(issue: Issue) -> None:
     issue.posts.update(ready=False)
 
 
-def _plan(issue_id: int, *, joined: bool = False) -> tuple[int, int, int]:
+def _plan(issue: Issue, *, joined: bool = False) -> tuple[int, int, int]:
+    topics = issue.topics()
+    values: dict[str, Any] = {"issue": issue.pk, "joined": joined, "offered": topics.offered, "shared": topics.shared}
     with connection.cursor() as cursor:
-        cursor.execute(FREEZE, {"issue": issue_id, "joined": joined})
+        cursor.execute(FREEZE, values)
         candidates, planned, excluded = cursor.fetchone()
     return candidates, planned, excluded
 

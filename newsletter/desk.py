@@ -62,7 +62,15 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         found |= {"may_see_issues": True, "upcoming": upcoming(), "busy": busy(), "past": _past()}
     if request.user.has_perm("subscribers.view_subscriber"):
         found |= _readers()
+        found["goes_to"] = _goes_to(found.get("upcoming"), found["audience"])
     return found
+
+
+def _goes_to(upcoming: Upcoming | None, audience: figures.Audience) -> int:
+    """Return to how many readers the next issue would go now; they are counted anew only where it is not for all."""
+    if upcoming is None or upcoming.issue is None or upcoming.issue.is_for_all:
+        return audience.mailable
+    return upcoming.issue.audience().count()
 
 
 def upcoming() -> Upcoming | None:

@@ -20,8 +20,8 @@ from django.utils.translation import gettext_lazy as _
 
 from newsletter import message
 from posts import markdown
-from posts.models import CONTROL_CHARACTERS, Post, Publication
-from subscribers.models import Subscriber
+from posts.models import CONTROL_CHARACTERS, Post, Publication, Tag
+from subscribers.models import Subscriber, SubscriberQuerySet
 
 
 def validate_recipient(address: str) -> None:
@@ -242,6 +242,25 @@ class Issue(models.Model):
         except ValidationError as error:
             raise ValidationError({"introduction": error.messages}) from error
 
+    def topics(self) -> Topics:
+        """Return which of the topics that readers may choose the posts are about; without posts it has all of them."""
+        offered = list(Tag.objects.filter(offered=True).values_list("pk", flat=True))
+        if not offered or not self.issue_posts.exists():
+            return Topics(offered, offered)
+        tagged = Tag.objects.filter(pk__in=offered, posts__issue_posts__issue=self).distinct()
+        return Topics(offered, list(tagged.values_list("pk", flat=True)))
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether it goes to every reader, whatever topics he chose."""
+        topics = self.topics()
+        return len(topics.shared) == len(topics.offered)
+
+    def audience(self) -> SubscriberQuerySet:
+        """Return whom the issue would be sent to now, as `delivery.FREEZE` would choose them."""
+        topics = self.topics()
+        return Subscriber.objects.mailable().wanting(topics.shared, offered=topics.offered)
+
     def counts(self) -> Counts:
         """Count this issue's copies by state, at this moment."""
         rows = self.deliveries.order_by().values_list("state").annotate(models.Count("id"))
@@ -405,6 +424,14 @@ class Issue(models.Model):
         if self.slot and self.slot.state == Slot.State.TAKEN:
             Slot.objects.filter(pk=self.slot.pk).update(state=Slot.State.OPEN)
         self.slot = None
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The tags that readers may choose, by their ids, and those among them that an issue has."""
+
+    offered: list[int]
+    shared: list[int]
 
 
 @dataclass(frozen=True)

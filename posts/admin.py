@@ -424,7 +424,8 @@ class SnippetAdmin(ModelAdmin):
 
 @admin.register(Tag)
 class TagAdmin(ModelAdmin):
-    list_display = ["name", "slug"]
+    list_display = ["name", "slug", "offered"]
+    list_filter = ["offered"]
     search_fields = ["name"]
     prepopulated_fields = {"slug": ["name"]}
 

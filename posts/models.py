@@ -228,6 +228,12 @@ class Publication(models.Model):
 class Tag(models.Model):
     name = models.CharField(max_length=60, unique=True)
     slug = models.SlugField(max_length=60, unique=True)
+    offered = models.BooleanField(
+        _("offered to readers"),
+        default=False,
+        db_default=False,
+        help_text=_("Readers may choose it in their preferences, and then get issues of their topics alone."),
+    )
 
     class Meta:
         ordering = ["name"]

@@ -112,7 +112,8 @@ def _message(mail: SystemMail) -> EmailMultiAlternatives:
     context = {"publication": publication, "site_url": settings.SITE_URL, **_context(mail), **mail.context}
     folder = f"emails/{mail.kind}"
     # Alerts are for the author, whose language the admin's is.
-    with translation.override(publication.language if mail.subscriber else settings.LANGUAGE_CODE):
+    language = mail.subscriber.language or publication.language if mail.subscriber else settings.LANGUAGE_CODE
+    with translation.override(language):
         subject = " ".join(render_to_string(f"{folder}/subject.txt", context).split())
         text = render_to_string(f"{folder}/body.txt", context).strip() + "\n"
         html = render_to_string(f"{folder}/body.html", context)

@@ -1,14 +1,20 @@
 """The forms that readers fill in."""
 
+from __future__ import annotations
+
+import datetime as dt
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 from django.core.validators import RegexValidator
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from posts.models import CONTROL_CHARACTERS
+from posts.models import CONTROL_CHARACTERS, Publication, Tag
+from posts.search import LANGUAGES
 from subscribers import addresses, tokens
+from subscribers.models import Subscriber
 
 PLAIN_NAME = RegexValidator(
     CONTROL_CHARACTERS.regex, _("Please leave out line breaks and control characters."), inverse_match=True
@@ -60,5 +66,60 @@ class AddressForm(forms.Form):
     address = AddressField()
 
 
-class NameForm(forms.Form):
+class PreferencesForm(forms.Form):
+    """What a reader wants, and how he is spoken to."""
+
     name = forms.CharField(label=_("Your name"), required=False, max_length=100, validators=[PLAIN_NAME])
+    topics = forms.TypedMultipleChoiceField(label=_("Topics"), required=False, coerce=int)
+    language = forms.ChoiceField(label=_("Language of these pages and of mail about them"), required=False)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["name"].widget.attrs["autocomplete"] = "name"
+        offered = Tag.objects.filter(offered=True).values_list("pk", "name")
+        self.fields["topics"].choices = list(offered)  # type: ignore[attr-defined]  # a choice field has them
+        self.fields["topics"].widget = forms.CheckboxSelectMultiple(choices=list(offered))
+        if not offered:
+            del self.fields["topics"]
+        own = dict(LANGUAGES)[Publication.current().language]
+        automatic = _("As the newsletter: %(language)s") % {"language": own}
+        self.fields["language"].choices = [("", automatic), *LANGUAGES]  # type: ignore[attr-defined]  # as above
+
+    @classmethod
+    def of(cls, subscriber: Subscriber) -> PreferencesForm:
+        """Return the form as it stands for a reader."""
+        return cls(initial={name: getattr(subscriber, name) for name in cls.base_fields})
+
+
+class PauseForm(forms.Form):
+    """How long nothing is to be sent: some weeks, or until a date."""
+
+    WEEKS = (2, 4, 8)
+    MOST = dt.timedelta(days=366)
+
+    weeks = forms.TypedChoiceField(choices=[(n, n) for n in WEEKS], coerce=int, required=False, empty_value=None)
+    until = forms.DateField(
+        label=_("Until a date of your own"), required=False, widget=forms.DateInput(attrs={"type": "date"})
+    )
+
+    def clean_until(self) -> dt.date | None:
+        date: dt.date | None = self.cleaned_data["until"]
+        today = timezone.now().date()
+        if date and not today < date <= today + self.MOST:
+            raise ValidationError(_("Please choose a day to come, within a year."))
+        return date
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or {}
+        if not self.errors and not data.get("weeks") and not data.get("until"):
+            self.add_error("until", _("Please choose the day from which mail may come again."))
+        return data
+
+    @property
+    def end(self) -> dt.datetime:
+        """Return the midnight, where the publication is, with which the pause that was chosen ends."""
+        zone = Publication.current().zone
+        weeks, date = self.cleaned_data["weeks"], self.cleaned_data["until"]
+        if weeks:
+            date = timezone.now().astimezone(zone).date() + dt.timedelta(weeks=weeks)
+        return dt.datetime.combine(date, dt.time(), tzinfo=zone)

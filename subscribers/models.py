@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from posts.search import LANGUAGES
 from subscribers import addresses
 
 
@@ -25,6 +28,11 @@ class SubscriberQuerySet(models.QuerySet["Subscriber"]):
     def unsuppressed(self) -> SubscriberQuerySet:
         return self.exclude(suppressed=True)
 
+    def wanting(self, topics: Sequence[int], *, offered: Sequence[int]) -> SubscriberQuerySet:
+        """Readers who chose none of the topics that are offered, or one of `topics` (both by the ids of their tags)."""
+        chose = models.Q(topics__overlap=list(offered))
+        return self.filter(~chose | models.Q(topics__overlap=list(topics)))
+
     def with_address(self, address: str) -> SubscriberQuerySet:
         """The reader who has `address` in any spelling of it; raises addresses.InvalidAddress."""
         return self.filter(key=addresses.canonical(address))
@@ -38,6 +46,13 @@ class Subscriber(models.Model):
         ACTIVE = "active", _("Active")
         UNSUBSCRIBED = "unsubscribed", _("Unsubscribed")
         ERASED = "erased", _("Erased")
+
+    class LeftBecause(models.TextChoices):
+        OFTEN = "often", _("It comes too often")
+        EXPECTED = "expected", _("It is not what I expected")
+        FULL = "full", _("I have too much to read")
+        NEVER = "never", _("I never asked for it")
+        OTHER = "other", _("Something else")
 
     MOVES = {
         Status.PENDING: {Status.ACTIVE, Status.UNSUBSCRIBED, Status.ERASED},
@@ -56,12 +71,17 @@ class Subscriber(models.Model):
     # a sender who waits for this row's lock sees the change (a subquery on the other table would not).
     suppressed = models.BooleanField(default=False, editable=False)
     paused_until = models.DateTimeField(null=True, blank=True)
+    # Ids of posts.Tag. Only those that the author offers at the time count: without one, everything is wanted.
+    topics = ArrayField(models.BigIntegerField(), default=list, db_default=[], blank=True)
+    # In which pages and mails about the subscription speak to the reader; empty: the publication's.
+    language = models.CharField(max_length=10, choices=LANGUAGES, blank=True, default="", db_default="")
     # The bearer of the unsubscribe link: random, never expires, may only reduce mail.
     unsubscribe_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
     source = models.CharField(max_length=100, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     confirmed_at = models.DateTimeField(null=True, blank=True)
     unsubscribed_at = models.DateTimeField(null=True, blank=True)
+    left_because = models.CharField(max_length=8, choices=LeftBecause, blank=True, default="", db_default="")
 
     objects = SubscriberQuerySet.as_manager()
 
@@ -85,6 +105,10 @@ class Subscriber(models.Model):
             self.key = addresses.canonical(self.address)
             self.address_hash = addresses.keyed_hash(self.key)
         super().save(*args, **kwargs)
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_until is not None and self.paused_until > timezone.now()
 
     @property
     def stamp(self) -> str:

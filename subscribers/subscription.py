@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
+from posts.models import Tag
 from subscribers import addresses, emails, links, throttling, tokens
 from subscribers.models import Consent, Subscriber, Suppression, SystemMail
 
@@ -103,6 +105,12 @@ def unsubscribe(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> b
     return True
 
 
+def note_reason(subscriber_id: int, because: str) -> None:
+    """Keep why a reader who left did so, if he says it; a word that is none of the reasons is not kept."""
+    if because in Subscriber.LeftBecause.values:
+        Subscriber.objects.filter(pk=subscriber_id, status=Status.UNSUBSCRIBED).update(left_because=because)
+
+
 @transaction.atomic
 def resubscribe(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> bool:
     """Bring back a reader who confirmed once and left, on his own act in his preferences or by the undo key."""
@@ -116,12 +124,49 @@ def resubscribe(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> b
 
 
 @transaction.atomic
-def rename(subscriber_id: int, name: str, circumstances: Circumstances = NOWHERE) -> None:
-    """Change how a reader is greeted."""
+def change(subscriber_id: int, circumstances: Circumstances = NOWHERE, **wishes: Any) -> None:
+    """Write down what a reader wishes, such as his `name` or `topics`; what is new is recorded."""
     subscriber = Subscriber.objects.select_for_update().get(pk=subscriber_id)
-    subscriber.name = name
-    subscriber.save(update_fields=["name"])
-    circumstances.record(subscriber, Kind.CHANGED, field="name")
+    changed = {field: value for field, value in wishes.items() if getattr(subscriber, field) != value}
+    for field, value in changed.items():
+        setattr(subscriber, field, value)
+    if changed:
+        subscriber.save(update_fields=list(changed))
+        circumstances.record(
+            subscriber, Kind.CHANGED, **{field: _in_words(field, value) for field, value in changed.items()}
+        )
+
+
+def _in_words(field: str, value: Any) -> str:
+    """Return what the record of a change says: topics by name, since their tags may go."""
+    return (
+        ", ".join(Tag.objects.filter(pk__in=value).values_list("name", flat=True)) if field == "topics" else str(value)
+    )
+
+
+@transaction.atomic
+def pause(subscriber_id: int, until: dt.datetime, circumstances: Circumstances = NOWHERE) -> bool:
+    """Send nothing to a reader before `until`; a pause that is longer already stays. False if he is no reader now."""
+    subscriber = Subscriber.objects.select_for_update().get(pk=subscriber_id)
+    if subscriber.status != Status.ACTIVE:
+        return False
+    if subscriber.paused_until is None or subscriber.paused_until < until:
+        subscriber.paused_until = until
+        subscriber.save(update_fields=["paused_until"])
+        circumstances.record(subscriber, Kind.CHANGED, paused_until=until.isoformat())
+    return True
+
+
+@transaction.atomic
+def go_on(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> bool:
+    """End a reader's pause; False if there was none."""
+    subscriber = Subscriber.objects.select_for_update().get(pk=subscriber_id)
+    if not subscriber.is_paused:
+        return False
+    subscriber.paused_until = None
+    subscriber.save(update_fields=["paused_until"])
+    circumstances.record(subscriber, Kind.CHANGED, paused_until="")
+    return True
 
 
 @transaction.atomic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any
 
@@ -10,6 +11,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils import translation
 from django.utils.translation import get_language
 from django.views.decorators.csrf import csrf_exempt
 
@@ -59,6 +61,11 @@ def client_ip(request: HttpRequest) -> str | None:
     return peer if addresses.is_ip(peer) else None
 
 
+def speaking(subscriber: Subscriber) -> AbstractContextManager[None]:
+    """Speak the language that the reader chose, else that of the publication."""
+    return translation.override(subscriber.language or get_language())
+
+
 # A reader's session
 
 
@@ -74,13 +81,15 @@ def at_desk(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
         subscriber = session_reader(request)
         if subscriber is None:
             return private(redirect("subscribers:preferences"))
-        return in_session(request, view(request, subscriber, *args, **kwargs))
+        return in_session(request, subscriber, lambda: view(request, subscriber, *args, **kwargs))
 
     return wrapped
 
 
-def in_session(request: HttpRequest, response: HttpResponse) -> HttpResponse:
-    """Keep a page of the desk private, and let the cookie live on where the view did not end it."""
+def in_session(request: HttpRequest, subscriber: Subscriber, view: Callable[[], HttpResponse]) -> HttpResponse:
+    """Make a private page in the reader's language, and let his session live on where it did not end that."""
+    with speaking(subscriber):
+        response = view()
     if SESSION_COOKIE not in response.cookies:
         remember(response, request.COOKIES[SESSION_COOKIE])
     return with_forms(private(response))

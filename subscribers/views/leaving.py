@@ -5,15 +5,18 @@ from __future__ import annotations
 import datetime as dt
 from uuid import UUID
 
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import SuspiciousOperation
+from django.http import HttpRequest, HttpResponse, QueryDict, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
+from posts.models import Publication
 from subscribers import links, subscription, tokens
-from subscribers.forms import SubscribeForm
+from subscribers.forms import PauseForm, SubscribeForm
 from subscribers.models import MagicLink, Subscriber
-from subscribers.views.doors import circumstances, cookieless, private
+from subscribers.views.doors import circumstances, cookieless, private, speaking
 
 UNDO_FOR = dt.timedelta(hours=24)
 
@@ -25,19 +28,49 @@ def unsubscribe(request: HttpRequest, unsubscribe_id: UUID) -> HttpResponse:
     if request.method == "POST" and unsubscribe_id == tokens.probe_id():  # the doctor, who is no reader
         return private(HttpResponse(_("This address works.") + "\n", content_type="text/plain; charset=utf-8"))
     subscriber = get_object_or_404(Subscriber, unsubscribe_id=unsubscribe_id)
+    with speaking(subscriber):
+        return private(_answer(request, subscriber))
+
+
+def _answer(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    """Show the button, or do what was pressed; a POST that names nothing else is a mail program's, and leaves."""
     if request.method != "POST":
-        return private(render(request, "subscribers/unsubscribe.html", {"subscriber": subscriber}))
-    if "button" in request.POST:
+        return render(request, "subscribers/unsubscribe.html", {"subscriber": subscriber, "weeks": PauseForm.WEEKS})
+    data = _sent(request)
+    if "button" in data:
         return leave(request, subscriber)
+    if "weeks" in data:
+        return _pause(request, subscriber, data)
+    if "because" in data:
+        subscription.note_reason(subscriber.pk, data.get("because", ""))
+        return render(request, "subscribers/unsubscribed.html", {"thanks": True, "undo": data.get("key", "")[:100]})
     subscription.unsubscribe(subscriber.pk, circumstances(request))
-    return private(HttpResponse(_("You are unsubscribed.") + "\n", content_type="text/plain; charset=utf-8"))
+    return HttpResponse(_("You are unsubscribed.") + "\n", content_type="text/plain; charset=utf-8")
+
+
+def _sent(request: HttpRequest) -> QueryDict:
+    """Return the fields of a body; of one that can't be read none, since the POST alone says enough."""
+    try:
+        return request.POST
+    except (MultiPartParserError, SuspiciousOperation, UnreadablePostError):
+        return QueryDict()
 
 
 def leave(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
     """Unsubscribe the reader who pressed the button; the answer holds the key that takes it back."""
     left = subscription.unsubscribe(subscriber.pk, circumstances(request))
     undo = _undo_key(request, subscriber) if left and subscriber.confirmed_at else ""
-    return private(render(request, "subscribers/unsubscribed.html", {"undo": undo}))
+    context = {"undo": undo, "subscriber": subscriber}
+    return private(render(request, "subscribers/unsubscribed.html", context))
+
+
+def _pause(request: HttpRequest, subscriber: Subscriber, data: QueryDict) -> HttpResponse:
+    form = PauseForm(data)
+    if not form.is_valid() or not subscription.pause(subscriber.pk, form.end, circumstances(request)):
+        return render(request, "subscribers/unsubscribe.html", {"subscriber": subscriber, "weeks": PauseForm.WEEKS})
+    subscriber.refresh_from_db()
+    context = {"subscriber": subscriber, "zone": Publication.current().time_zone}
+    return render(request, "subscribers/paused.html", {**context, "undo": _undo_key(request, subscriber)})
 
 
 def _undo_key(request: HttpRequest, subscriber: Subscriber) -> str:
@@ -47,8 +80,14 @@ def _undo_key(request: HttpRequest, subscriber: Subscriber) -> str:
 @cookieless  # the one-time key is all the authority there is
 @require_POST
 def undo(request: HttpRequest) -> HttpResponse:
-    """Take back an unsubscribe by the key that its own answer carried."""
-    subscriber = links.redeem(request.POST.get("key", "")[:100], MagicLink.Purpose.UNDO)
-    if subscriber is None or not subscription.resubscribe(subscriber.pk, circumstances(request)):
+    """Take back an unsubscribe or a pause by the key that its own answer carried."""
+    subscriber = links.redeem(_sent(request).get("key", "")[:100], MagicLink.Purpose.UNDO)
+    if subscriber is None or not _take_back(request, subscriber):
         return private(render(request, "subscribers/link_dead.html", {"form": SubscribeForm()}, status=410))
-    return private(render(request, "subscribers/confirmed.html", {"back": True}))
+    with speaking(subscriber):
+        return private(render(request, "subscribers/confirmed.html", {"back": True}))
+
+
+def _take_back(request: HttpRequest, subscriber: Subscriber) -> bool:
+    given = circumstances(request)
+    return subscription.resubscribe(subscriber.pk, given) or subscription.go_on(subscriber.pk, given)

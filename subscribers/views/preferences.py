@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from django.forms import Form
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_http_methods
 
+from posts.models import Publication
 from subscribers import addresses, emails, links, subscription, tasks, throttling
-from subscribers.forms import AddressForm, NameForm
+from subscribers.forms import AddressForm, PauseForm, PreferencesForm
 from subscribers.models import MagicLink, Subscriber, SystemMail
 from subscribers.subscription import Circumstances
 from subscribers.views.doors import (
@@ -24,6 +31,13 @@ from subscribers.views.doors import (
 from subscribers.views.joining import to_inbox
 from subscribers.views.leaving import leave
 
+SAID = {
+    "saved": _("Saved."),
+    "paused": _("Nothing will be sent until then."),
+    "gone_on": _("You get mail again."),
+    "returned": _("Good to have you back: the next issue will come to you."),
+}
+
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def preferences(request: HttpRequest) -> HttpResponse:
@@ -31,14 +45,73 @@ def preferences(request: HttpRequest) -> HttpResponse:
     subscriber = session_reader(request)
     if subscriber is None:
         return with_forms(private(_ask_for_link(request)))
-    return in_session(request, _desk(request, subscriber))
+    return in_session(request, subscriber, partial(_desk, request, subscriber))
 
 
 def _desk(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
-    if request.method == "POST":
-        return _act(request, subscriber)
-    context = {"subscriber": subscriber, "name_form": NameForm(initial={"name": subscriber.name})}
-    return render(request, "subscribers/preferences.html", context)
+    act = ACTS.get(request.POST.get("act", ""))
+    return act(request, subscriber) if act else _show(request, subscriber)
+
+
+def _show(request: HttpRequest, subscriber: Subscriber, **forms: Form) -> HttpResponse:
+    """Show the desk; of the forms those that were sent and refused as they were, with what is wrong."""
+    context = {
+        "subscriber": subscriber,
+        "zone": Publication.current().time_zone,
+        "said": SAID.get(request.GET.get("said", "")),
+        "form": PreferencesForm.of(subscriber),
+        "pause": PauseForm(),
+        **forms,
+    }
+    return render(request, "subscribers/preferences.html", context, status=422 if forms else 200)
+
+
+def _say(said: str) -> HttpResponse:
+    return redirect(f"{reverse('subscribers:preferences')}?said={said}")
+
+
+def _save(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    form = PreferencesForm(request.POST)
+    if not form.is_valid():
+        return _show(request, subscriber, form=form)
+    subscription.change(subscriber.pk, circumstances(request), **form.cleaned_data)
+    return _say("saved")
+
+
+def _pause(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    form = PauseForm(request.POST)
+    if not form.is_valid():
+        return _show(request, subscriber, pause=form)
+    subscription.pause(subscriber.pk, form.end, circumstances(request))
+    return _say("paused")
+
+
+def _go_on(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    subscription.go_on(subscriber.pk, circumstances(request))
+    return _say("gone_on")
+
+
+def _return(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    subscription.resubscribe(subscriber.pk, circumstances(request))
+    return _say("returned")
+
+
+def _leave(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    return forget(request, leave(request, subscriber))
+
+
+def _close(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    return forget(request, redirect("posts:profile"))
+
+
+ACTS: dict[str, Callable[[HttpRequest, Subscriber], HttpResponse]] = {
+    "save": _save,
+    "pause": _pause,
+    "go_on": _go_on,
+    "return": _return,
+    "leave": _leave,
+    "close": _close,
+}
 
 
 def _ask_for_link(request: HttpRequest) -> HttpResponse:
@@ -57,22 +130,6 @@ def _owe_link(address: str, circumstances: Circumstances) -> None:
         return
     if throttling.mailbox_allows(addresses.mailbox(subscriber.key), kind):
         tasks.hint(emails.owe(kind, subscriber=subscriber, context={"asked_from": circumstances.origin}))
-
-
-def _act(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
-    act = request.POST.get("act", "")
-    if act == "leave":
-        return forget(request, leave(request, subscriber))
-    if act == "name":
-        form = NameForm(request.POST)
-        if not form.is_valid():
-            context = {"subscriber": subscriber, "name_form": form}
-            return render(request, "subscribers/preferences.html", context, status=422)
-        subscription.rename(subscriber.pk, form.cleaned_data["name"], circumstances(request))
-    elif act == "return":
-        subscription.resubscribe(subscriber.pk, circumstances(request))
-    response = redirect("subscribers:preferences")
-    return forget(request, response) if act == "close" else response
 
 
 @cookieless  # the one-time key is all the authority there is

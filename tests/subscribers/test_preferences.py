@@ -51,7 +51,7 @@ def test_a_forged_session_is_asked_for_its_address(client: Client, alice: Subscr
 
 def test_a_reader_changes_his_name_leaves_and_returns(client: Client, path: str, alice: Subscriber) -> None:
     client.post(path)
-    client.post("/preferences/", {"act": "name", "name": "Ada"})
+    client.post("/preferences/", {"act": "save", "name": "Ada"})
     page = client.post("/preferences/", {"act": "leave"})
     alice.refresh_from_db()
     assert (alice.name, alice.status) == ("Ada", Status.UNSUBSCRIBED)
@@ -63,7 +63,7 @@ def test_a_reader_changes_his_name_leaves_and_returns(client: Client, path: str,
 def test_a_name_with_a_line_break_is_refused(client: Client, path: str, alice: Subscriber) -> None:
     client.post(path)
     for name in ("Ada\r\nBcc: x@example.org", "Ada\x00", "Ada\u2028x"):
-        assert client.post("/preferences/", {"act": "name", "name": name}).status_code == 422
+        assert client.post("/preferences/", {"act": "save", "name": name}).status_code == 422
     alice.refresh_from_db()
     assert alice.name == "Alice"
 
