@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from newsletter.models import Delivery, Issue, Slot
 from posts.models import Publication
-from subscribers import emails
+from subscribers import emails, throttling
 from subscribers.models import SystemMail
 
 CLOCK_SECONDS = 2
@@ -44,6 +44,7 @@ def look() -> None:
     tell_of_pauses()
     tell_results()
     tell_of_wrong_clock()
+    tell_of_flood()
 
 
 def warn_of_empty_slots() -> None:
@@ -127,6 +128,13 @@ def tell_of_wrong_clock() -> None:
     if abs(seconds) > CLOCK_SECONDS:
         host = socket.gethostname()
         alert("clock", {"host": host, "seconds": seconds}, once=f"clock:{host}:{now:%Y-%m-%d}")
+
+
+def tell_of_flood() -> None:
+    """Tell, once a day, that many sign up and hardly anybody confirms: each has to press once more while that lasts."""
+    if throttling.is_flooded():
+        asked, confirmed = throttling.figures()
+        alert("flood", {"asked": asked, "confirmed": confirmed}, once=f"flood:{timezone.now():%Y-%m-%d}")
 
 
 def about(issue: Issue) -> dict[str, str]:

@@ -235,6 +235,16 @@ DKIM_SELECTOR = env.str("DKIM_SELECTOR", "")
 # Addresses in .test and example.* may join: for demo and tests only.
 ALLOW_TEST_ADDRESSES = env.bool("ALLOW_TEST_ADDRESSES", False)
 
+# Who may sign up, and how often
+CHECK_MX = env.bool("CHECK_MX", not ALLOW_TEST_ADDRESSES)  # a worker asks DNS whether a domain takes mail
+REFUSE_DISPOSABLE = env.bool("REFUSE_DISPOSABLE", False)
+ALLOWED_DOMAINS: list[str] = env.list("ALLOWED_DOMAINS", [])  # never refused as throw-away
+SIGNUPS_PER_NETWORK = env.int("SIGNUPS_PER_NETWORK", 60)  # forms an hour from one /24 or /64
+SIGNUPS_PER_HOUR = env.int("SIGNUPS_PER_HOUR", 5000)  # from everybody
+# From so many sign-ups an hour on, if less than one in so many is confirmed, each has to be pressed for once more.
+CHALLENGE_FROM = env.int("CHALLENGE_FROM", 50)
+CHALLENGE_RATIO = env.int("CHALLENGE_RATIO", 5)
+
 # Set: test mode, in which all mail goes to this address and a banner names whom it was for.
 TEST_MODE_ADDRESS = env.str("TEST_MODE_ADDRESS", "")
 

@@ -17,13 +17,13 @@ from django.utils import timezone
 from newsletter import alarms, delivery, preflight, reconciliation, schedule
 from newsletter.models import Heartbeat, Issue, Slot
 from posts.models import Post, Publication
-from subscribers import emails, instance
+from subscribers import emails, instance, submissions, subscription
 from subscribers.models import ReaderCount
 
 logger = logging.getLogger(__name__)
 
 SLOTS_AHEAD = 8
-SWEEP = "sweep"
+SWEEP, FORGET = "sweep", "forget"
 LOOK_AGAIN = dt.timedelta(hours=1)  # before an issue goes
 
 END_LEASES = """
@@ -106,6 +106,15 @@ def guarded(step: Callable[[], object]) -> None:
 
 def send_mail() -> None:
     emails.send_all_due(limit=200)
+
+
+def forget() -> None:
+    """Delete, once an hour, who never confirmed and what throttling counts no more."""
+    if Heartbeat.objects.filter(name=FORGET, at__gt=Now() - dt.timedelta(hours=1)).exists():
+        return
+    subscription.forget_unconfirmed()
+    submissions.forget_old()
+    Heartbeat.objects.update_or_create(name=FORGET, defaults={"at": Now()})
 
 
 def settle_unknown() -> None:
@@ -279,7 +288,9 @@ STEPS = (
     skip_cancelled,
     settle_issues,
     alarms.look,
+    submissions.decide_waiting,
     send_mail,
+    forget,
     settle_unknown,
     ReaderCount.refresh,
     look_before_sending,

@@ -39,8 +39,21 @@ def mailbox(key: str) -> str:
     local, _at, domain = key.rpartition("@")
     local = local.partition("+")[0]
     if domain in ("gmail.com", "googlemail.com"):
-        local = local.replace(".", "")
+        local, domain = local.replace(".", ""), "gmail.com"
     return f"{local}@{domain}"
+
+
+def mailbox_hash(key: str) -> str:
+    """Return what is kept of a mailbox, to count what it was sent: it outlives the reader's row and names nobody."""
+    return hmac.digest(settings.PEPPER.encode(), b"mailbox:" + mailbox(key).encode(), hashlib.sha256).hex()
+
+
+def network(ip: str | None) -> str | None:
+    """Return the first address of the network of `ip` (/24, or /64 of IPv6), which stands for it when it is counted."""
+    if ip is None:
+        return None
+    prefix = 24 if ipaddress.ip_address(ip).version == 4 else 64
+    return str(ipaddress.ip_network(f"{ip}/{prefix}", strict=False)[0])
 
 
 def is_ip(text: str) -> bool:

@@ -17,7 +17,7 @@ from django.urls import reverse
 from django.utils import timezone, translation
 
 from posts.models import Publication
-from subscribers import addresses, instance, links, testmode, tokens
+from subscribers import addresses, instance, links, testmode, throttling, tokens
 from subscribers.models import MagicLink, Subscriber, SystemMail
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MOST_ATTEMPTS = 8
 SECONDS_AT_ONCE = 20.0  # behind a relay that hangs, the issues of a sweep would wait
 # What tells the author that the relay is away must outlast that: it is tried each hour at the longest.
-PATIENT = (SystemMail.Kind.ALERT, SystemMail.Kind.WEBHOOK)
+FOR_THE_AUTHOR = PATIENT = (SystemMail.Kind.ALERT, SystemMail.Kind.WEBHOOK)
 PATIENCE = dt.timedelta(days=7)
 LONGEST_WAIT = dt.timedelta(hours=1)
 
@@ -34,10 +34,21 @@ def owe(
     kind: str, *, subscriber: Subscriber | None = None, address: str = "", context: dict[str, Any] | None = None
 ) -> SystemMail:
     """Put a mail into the outbox, in the caller's transaction; whoever commits may hint at it."""
-    mailbox = addresses.mailbox(subscriber.key) if subscriber else ""
+    key = subscriber.key if subscriber else addresses.canonical(address)
     return SystemMail.objects.create(
-        kind=kind, subscriber=subscriber, address=address, context=context or {}, mailbox=mailbox
+        kind=kind, subscriber=subscriber, address=address, context=context or {}, mailbox=addresses.mailbox_hash(key)
     )
+
+
+def owe_reminder(subscriber: Subscriber, *, after: dt.timedelta) -> None:
+    """Owe a reader his one reminder, so long from now; while it has not gone, asking once more puts it off."""
+    due_at, once = timezone.now() + after, f"reminder:{subscriber.pk}"
+    mailbox = addresses.mailbox_hash(subscriber.key)
+    reminder = SystemMail(
+        kind=SystemMail.Kind.REMINDER, once=once, subscriber=subscriber, mailbox=mailbox, due_at=due_at
+    )
+    SystemMail.objects.bulk_create([reminder], ignore_conflicts=True)
+    SystemMail.objects.filter(once=once, sent_at=None).update(due_at=due_at)
 
 
 def owe_once(kind: str, *, once: str, address: str = "", context: dict[str, Any]) -> None:
@@ -65,6 +76,9 @@ def send_due(mail_id: int) -> bool:
         mail = due.select_related("subscriber").filter(pk=mail_id).first()
         if mail is None or not instance.is_armed():
             return False
+        if _is_needless(mail):
+            mail.delete()
+            return False
         try:
             with transaction.atomic():
                 _hand_over(mail)
@@ -74,6 +88,16 @@ def send_due(mail_id: int) -> bool:
         mail.sent_at = timezone.now()
         mail.save(update_fields=["sent_at"])
         return True
+
+
+def _is_needless(mail: SystemMail) -> bool:
+    """Tell whether nobody waits any more for a reminder, or its mailbox has had as much as it may."""
+    if mail.kind != SystemMail.Kind.REMINDER:
+        return False
+    reader = mail.subscriber
+    if reader is None or reader.status != Subscriber.Status.PENDING or reader.suppressed:
+        return True
+    return not throttling.mailbox_allows(reader.key, mail.kind, beside=mail)
 
 
 def _hand_over(mail: SystemMail) -> None:
@@ -112,7 +136,8 @@ def _message(mail: SystemMail) -> EmailMultiAlternatives:
     context = {"publication": publication, "site_url": settings.SITE_URL, **_context(mail), **mail.context}
     folder = f"emails/{mail.kind}"
     # Alerts are for the author, whose language the admin's is.
-    language = mail.subscriber.language or publication.language if mail.subscriber else settings.LANGUAGE_CODE
+    reader = mail.subscriber.language if mail.subscriber else ""
+    language = settings.LANGUAGE_CODE if mail.kind in FOR_THE_AUTHOR else reader or publication.language
     with translation.override(language):
         subject = " ".join(render_to_string(f"{folder}/subject.txt", context).split())
         text = render_to_string(f"{folder}/body.txt", context).strip() + "\n"
@@ -138,8 +163,10 @@ def _sender(publication: Publication) -> str:
 def _context(mail: SystemMail) -> dict[str, Any]:
     if mail.subscriber is None:
         return {}
-    context: dict[str, Any] = {"subscriber": mail.subscriber, "asked_at": mail.created_at}
-    if mail.kind == SystemMail.Kind.CONFIRM:
+    context: dict[str, Any] = {"subscriber": mail.subscriber}
+    if mail.kind in (SystemMail.Kind.CONFIRM, SystemMail.Kind.REMINDER):
+        asked_at = mail.subscriber.asked_at or mail.created_at
+        context |= {"asked_at": asked_at, "good_until": asked_at + dt.timedelta(days=tokens.CONFIRM_DAYS)}
         context |= {"confirm_url": confirm_url(mail.subscriber), "never_url": never_url(mail.subscriber)}
     if mail.kind in (SystemMail.Kind.MAGIC_LINK, SystemMail.Kind.ALREADY):
         context |= {"link_url": _magic_url(mail), "minutes": MagicLink.MINUTES}
@@ -155,7 +182,7 @@ def confirm_url(subscriber: Subscriber) -> str:
 
 
 def never_url(subscriber: Subscriber) -> str:
-    token = tokens.sign(subscriber.pk, "", purpose=tokens.NEVER)
+    token = tokens.sign(subscriber.pk, bytes(subscriber.address_hash).hex(), purpose=tokens.NEVER)
     return settings.SITE_URL + reverse("subscribers:never", args=[token])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Any
 
 from django import forms
@@ -39,25 +40,57 @@ class AddressField(forms.EmailField):
         return address
 
 
+class Label(forms.CharField):
+    """What a page says of itself: cut to its length, and never a reason to refuse a reader."""
+
+    def __init__(self) -> None:
+        super().__init__(required=False)
+
+    def clean(self, value: Any) -> str:
+        return re.sub(CONTROL_CHARACTERS.regex, "", str(value or "")).strip()[:100]
+
+
 class SubscribeForm(forms.Form):
-    """Sign-up: one field that a person sees, one that only a robot fills in, and a token of the day."""
+    """Sign-up: one field that a person sees, one that only a robot fills in, a token, and where he comes from."""
 
     name = "subscribe"
 
     address = AddressField()
-    website = forms.CharField(required=False, max_length=200)
+    website = forms.CharField(required=False)
     token = forms.CharField(max_length=64)
-    source = forms.CharField(required=False, max_length=100)
+    challenge = forms.CharField(required=False, max_length=64)
+    source = Label()
+    utm_source = Label()
+    utm_medium = Label()
+    utm_campaign = Label()
+    utm_term = Label()
+    utm_content = Label()
 
     def clean_token(self) -> str:
         token = str(self.cleaned_data["token"])
         if not tokens.is_form_token(token, self.name):
-            raise ValidationError(_("This form has grown too old: please send it once more."))
+            raise ValidationError(_("This form has grown too old: please send it once more."), "old")
+        if tokens.is_too_quick(token):
+            raise ValidationError(_("That was very quick. Please send it once more."), "quick")
         return token
 
     @property
     def is_robot(self) -> bool:
         return bool(self.data.get("website"))
+
+    @property
+    def campaign(self) -> dict[str, str]:
+        """Return what the campaign's fields say, those left out that say nothing; they are never invalid."""
+        said = {name: field.clean(self.data.get(name)) for name, field in self.fields.items() if name in CAMPAIGN}
+        return {name: value for name, value in said.items() if value}
+
+    @property
+    def token_again(self) -> str:
+        """Return the token that the form shown again may keep: one that only came too early."""
+        return str(self.data["token"]) if self.has_error("token", "quick") else ""
+
+
+CAMPAIGN = [name for name in SubscribeForm.base_fields if name.startswith("utm_")]
 
 
 class AddressForm(forms.Form):

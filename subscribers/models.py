@@ -89,6 +89,7 @@ class Subscriber(models.Model):
         indexes = [
             models.Index(fields=["status"], name="subscriber_status"),
             models.Index(fields=["-created_at"], name="subscriber_created"),
+            models.Index(fields=["created_at"], condition=models.Q(status="pending"), name="subscriber_pending"),
         ]
         constraints = [
             models.CheckConstraint(
@@ -109,6 +110,12 @@ class Subscriber(models.Model):
     @property
     def is_paused(self) -> bool:
         return self.paused_until is not None and self.paused_until > timezone.now()
+
+    @property
+    def asked_at(self) -> dt.datetime | None:
+        """Return when somebody last signed this address up."""
+        asked = self.consents.filter(kind=Consent.Kind.REQUESTED)
+        return asked.order_by("-at").values_list("at", flat=True).first()
 
     @property
     def stamp(self) -> str:
@@ -139,6 +146,7 @@ class Consent(models.Model):
 
     class Meta:
         ordering = ["at", "id"]
+        indexes = [models.Index(fields=["at"], condition=models.Q(kind="confirmed"), name="consent_confirmed_at")]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.at:%Y-%m-%d %H:%M}"
@@ -217,6 +225,42 @@ class ReaderSession(models.Model):
         return f"session of subscriber {self.subscriber_id}"
 
 
+class SubmissionQuerySet(models.QuerySet["Submission"]):
+    def waiting(self) -> SubmissionQuerySet:
+        """Those that nobody has decided yet."""
+        return self.filter(decided_at=None)
+
+
+class Submission(models.Model):
+    """A public form that somebody sent: one insert, the same for every address, and decided by a worker afterwards.
+
+    Once decided it keeps what throttles count and nothing of the person.
+    """
+
+    class Kind(models.TextChoices):
+        JOIN = "join", _("Sign-up")
+        LINK = "link", _("Link to the preferences")
+
+    kind = models.CharField(max_length=12, choices=Kind)
+    # The first address of the sender's /24, or /64 of IPv6.
+    network = models.GenericIPAddressField(null=True)
+    sent = models.JSONField(default=dict)
+    created_at = models.DateTimeField(default=timezone.now)
+    decided_at = models.DateTimeField(null=True)
+
+    objects = SubmissionQuerySet.as_manager()
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["created_at", "kind"], name="submission_created"),
+            models.Index(fields=["network", "created_at"], name="submission_network"),
+            models.Index(fields=["id"], condition=models.Q(decided_at=None), name="submission_waiting"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} #{self.pk}"
+
+
 class SystemMailQuerySet(models.QuerySet["SystemMail"]):
     def due(self) -> SystemMailQuerySet:
         """Mail that is owed and not yet handed over nor given up."""
@@ -228,6 +272,8 @@ class SystemMail(models.Model):
 
     class Kind(models.TextChoices):
         CONFIRM = "confirm", _("Confirm your subscription")
+        REMINDER = "reminder", _("Reminder to confirm")
+        DISPOSABLE = "disposable", _("This address is not taken")
         WELCOME = "welcome", _("Welcome")
         ALREADY = "already", _("You are subscribed already")
         MAGIC_LINK = "magic_link", _("Link to your preferences")
@@ -236,11 +282,11 @@ class SystemMail(models.Model):
 
     kind = models.CharField(max_length=12, choices=Kind)
     subscriber = models.ForeignKey(
-        Subscriber, null=True, blank=True, on_delete=models.CASCADE, related_name="system_mail"
+        Subscriber, null=True, blank=True, on_delete=models.SET_NULL, related_name="system_mail"
     )
-    address = models.EmailField(max_length=254, blank=True, help_text=_("For alerts: the author's address"))
+    address = models.EmailField(max_length=254, blank=True, help_text=_("Where it goes if not to a reader"))
     context = models.JSONField(default=dict, blank=True)
-    # Whom it reaches, with tags and dots taken out where the provider ignores them: for counting, never for identity.
+    # The keyed hash of the mailbox that it reaches: for counting, never for identity.
     mailbox = models.CharField(max_length=254, blank=True, editable=False)
     # Names what is owed only once, however many notice it.
     once = models.CharField(max_length=200, null=True, unique=True, editable=False)  # noqa: DJ001  NULLs do not collide

@@ -6,14 +6,15 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import transaction
+from django.db import connection, models, transaction
 from django.utils import timezone
 
 from posts.models import Tag
-from subscribers import addresses, emails, links, throttling, tokens
+from subscribers import addresses, disposable, emails, links, throttling, tokens
 from subscribers.models import Consent, Subscriber, Suppression, SystemMail
 
 Status, Kind = Subscriber.Status, Consent.Kind
+REMIND_AFTER, FORGET_AFTER = dt.timedelta(hours=24), dt.timedelta(days=tokens.CONFIRM_DAYS)
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Circumstances:
     user_agent: str = ""
     wording: str = ""
     language: str = ""
+    at: dt.datetime | None = None  # None: now
 
     @property
     def origin(self) -> str:
@@ -35,6 +37,7 @@ class Circumstances:
         return Consent.objects.create(
             subscriber=subscriber,
             kind=kind,
+            at=self.at or timezone.now(),
             page=self.page[:500],
             ip=self.ip,
             user_agent=self.user_agent[:300],
@@ -48,24 +51,45 @@ NOWHERE = Circumstances()
 
 
 @transaction.atomic
-def join(address: str, circumstances: Circumstances, *, source: str = "") -> SystemMail | None:
-    """Ask `address` to confirm, or tell its owner that he is a reader already; return the mail owed, if any.
+def join(
+    address: str, circumstances: Circumstances, *, source: str = "", campaign: dict[str, str] | None = None
+) -> SystemMail | None:
+    """Ask `address` to confirm, or tell its owner what keeps him from joining; return the mail owed, if any.
 
-    Raises addresses.InvalidAddress. What the caller may show is the same in every case.
+    `campaign` holds the utm_ parameters of the page he came by. Raises addresses.InvalidAddress.
     """
     key = addresses.canonical(address)
+    address_hash = addresses.keyed_hash(key)
+    if Suppression.objects.filter(address_hash=address_hash).exists():
+        return None
+    if not throttling.mailbox_allows(key, SystemMail.Kind.CONFIRM):
+        return None
+    if disposable.is_refused(key):
+        return emails.owe(SystemMail.Kind.DISPOSABLE, address=address.strip())
     Subscriber.objects.bulk_create(
-        [Subscriber(address=address.strip(), key=key, address_hash=addresses.keyed_hash(key), source=source)],
+        [Subscriber(address=address.strip(), key=key, address_hash=address_hash, source=source)],
         ignore_conflicts=True,
     )
     subscriber = Subscriber.objects.select_for_update().get(key=key)
-    kind = SystemMail.Kind.ALREADY if subscriber.status == Status.ACTIVE else SystemMail.Kind.CONFIRM
-    allowed = throttling.mailbox_allows(addresses.mailbox(key), kind) and throttling.network_allows(circumstances.ip)
-    if subscriber.suppressed or not allowed:
+    if subscriber.status == Status.ACTIVE:
+        return emails.owe(SystemMail.Kind.ALREADY, subscriber=subscriber)
+    circumstances.record(subscriber, Kind.REQUESTED, source=source, **(campaign or {}))
+    if subscriber.status == Status.PENDING:
+        emails.owe_reminder(subscriber, after=REMIND_AFTER)
+    return emails.owe(SystemMail.Kind.CONFIRM, subscriber=subscriber)
+
+
+@transaction.atomic
+def send_link(address: str, circumstances: Circumstances) -> SystemMail | None:
+    """Owe the reader at `address` a link to his preferences; None if there is no such reader or he has had enough.
+
+    Raises addresses.InvalidAddress.
+    """
+    subscriber = Subscriber.objects.with_address(address).exclude(status=Status.ERASED).first()
+    kind = SystemMail.Kind.MAGIC_LINK
+    if subscriber is None or subscriber.suppressed or not throttling.mailbox_allows(subscriber.key, kind):
         return None
-    if kind == SystemMail.Kind.CONFIRM:
-        circumstances.record(subscriber, Kind.REQUESTED, source=source)
-    return emails.owe(kind, subscriber=subscriber)
+    return emails.owe(kind, subscriber=subscriber, context={"asked_from": circumstances.origin})
 
 
 @transaction.atomic
@@ -80,6 +104,28 @@ def confirm(token: str, circumstances: Circumstances = NOWHERE) -> tuple[Subscri
     if subscriber.status == Status.ACTIVE:
         return subscriber, None
     return subscriber, _activate(subscriber, Kind.CONFIRMED, circumstances)
+
+
+@transaction.atomic
+def forget_unconfirmed(*, after: dt.timedelta = FORGET_AFTER, limit: int = 1000) -> int:
+    """Delete up to `limit` readers who were asked to confirm and have not for so long; return how many.
+
+    Whoever came by an import stays: he was asked elsewhere. Of the mails only what throttling counts is left.
+    """
+    since = timezone.now() - after
+    of_reader = Consent.objects.filter(subscriber=models.OuterRef("pk"))
+    stale = (
+        Subscriber.objects.filter(status=Status.PENDING, confirmed_at=None, created_at__lte=since)
+        .exclude(models.Exists(of_reader.filter(kind=Kind.IMPORTED)))
+        .exclude(models.Exists(of_reader.filter(kind=Kind.REQUESTED, at__gt=since)))
+    )
+    gone = list(stale.select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:limit])
+    SystemMail.objects.filter(subscriber__in=gone, sent_at=None).delete()
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL masthead.erasing = 'on'")
+        Subscriber.objects.filter(pk__in=gone).delete()
+        cursor.execute("SET LOCAL masthead.erasing = 'off'")
+    return len(gone)
 
 
 def confirmable(token: str, *, lock: bool = False) -> Subscriber | None:
@@ -172,9 +218,20 @@ def go_on(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> bool:
 @transaction.atomic
 def suppress(address: str, *, reason: str, note: str = "") -> Suppression:
     """Never mail `address` again, whoever asks; raises addresses.InvalidAddress. A trigger marks the reader's row."""
-    key = addresses.canonical(address)
+    return _suppress(addresses.keyed_hash(addresses.canonical(address)), reason=reason, note=note)
+
+
+@transaction.atomic
+def never_again(subscriber_id: int, address_hash: str, circumstances: Circumstances = NOWHERE) -> None:
+    """Suppress the address of the hash, given in hexadecimal digits, and let its reader go, if he is still there."""
+    if Subscriber.objects.filter(pk=subscriber_id).exists():
+        unsubscribe(subscriber_id, circumstances)
+    _suppress(bytes.fromhex(address_hash), reason=Suppression.Reason.ASKED)
+
+
+def _suppress(address_hash: bytes, *, reason: str, note: str = "") -> Suppression:
     suppression, _created = Suppression.objects.get_or_create(
-        address_hash=addresses.keyed_hash(key), defaults={"reason": reason, "note": note}
+        address_hash=address_hash, defaults={"reason": reason, "note": note}
     )
     return suppression
 

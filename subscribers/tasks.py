@@ -3,12 +3,12 @@
 import logging
 from functools import partial
 
-from celery import shared_task
+from celery import Task, shared_task
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
-from subscribers import emails
-from subscribers.models import SystemMail
+from subscribers import emails, submissions
+from subscribers.models import Submission, SystemMail
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +19,26 @@ def send_system_mail(mail_id: int) -> None:
     emails.send_due(mail_id)
 
 
+@shared_task
+def decide_submission(submission_id: int) -> None:
+    """Decide what becomes of a form, and send the mail that it asks for."""
+    if mail := submissions.decide(submission_id):
+        emails.send_due(mail.pk)
+
+
+def hint_submission(submission: Submission) -> None:
+    """After the commit, wake a worker for what a form brought; `sweep` finds it otherwise."""
+    transaction.on_commit(partial(_publish, decide_submission, submission.pk))
+
+
 def hint(mail: SystemMail | None) -> None:
     """After the commit, wake a worker for `mail`; a broker that is away costs only time: `sweep` finds the row."""
     if mail:
-        transaction.on_commit(partial(_publish, mail.pk))
+        transaction.on_commit(partial(_publish, send_system_mail, mail.pk))
 
 
-def _publish(mail_id: int) -> None:
+def _publish(task: Task, row_id: int) -> None:
     try:
-        send_system_mail.delay(mail_id)
+        task.delay(row_id)
     except OperationalError as error:
-        logger.warning("the broker can't be reached, system mail %s waits for the next sweep: %s", mail_id, error)
+        logger.warning("no broker: %s of %s waits for the next sweep: %s", task.name, row_id, error)

@@ -1,38 +1,62 @@
-"""How often one mailbox may be sent a mail that anyone can ask for, and how often one network may ask.
+"""How often one mailbox may be sent a mail that anyone can ask for, and how often a network and everybody may ask.
 
-Counted from the rows themselves, so the counters survive the loss of Valkey.
+Counted from the rows themselves, so the counters survive the loss of Valkey. What a network or the whole site may do
+does not depend on the address that was entered, so it may be said openly; a mailbox's limit is never told.
 """
 
 import datetime as dt
-import ipaddress
 
+from django.conf import settings
+from django.db import connection, models
 from django.utils import timezone
 
-from subscribers.models import Consent, SystemMail
+from subscribers import addresses
+from subscribers.models import Consent, Submission, SystemMail
 
 # A mailbox: at most this many in each of these spans.
 MAILBOX_LIMITS = [(dt.timedelta(minutes=15), 1), (dt.timedelta(hours=24), 3), (dt.timedelta(days=30), 5)]
-NETWORK_SPAN, NETWORK_LIMIT = dt.timedelta(hours=1), 60
-ASKED_FOR = [SystemMail.Kind.CONFIRM, SystemMail.Kind.ALREADY, SystemMail.Kind.MAGIC_LINK]
+SPAN = dt.timedelta(hours=1)  # in which a network's and the site's sign-ups are counted
+Kind = SystemMail.Kind
+ASKED_FOR = [Kind.CONFIRM, Kind.REMINDER, Kind.ALREADY, Kind.DISPOSABLE]
 
 
-def mailbox_allows(mailbox: str, kind: str) -> bool:
-    """Tell whether `mailbox` may be sent one more mail of `kind`."""
-    kinds = [SystemMail.Kind.MAGIC_LINK] if kind == SystemMail.Kind.MAGIC_LINK else ASKED_FOR[:2]
+def mailbox_allows(key: str, kind: str, *, beside: SystemMail | None = None) -> bool:
+    """Tell whether the mailbox of a canonical address may be sent one more mail of `kind`, `beside` not counted.
+
+    Two who ask at once for two spellings of one mailbox wait for each other until the caller's transaction ends.
+    """
+    mailbox, now = addresses.mailbox_hash(key), timezone.now()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [mailbox])
+    kinds = [Kind.MAGIC_LINK] if kind == Kind.MAGIC_LINK else ASKED_FOR
     sent = SystemMail.objects.filter(mailbox=mailbox, kind__in=kinds)
-    now = timezone.now()
+    sent = sent.exclude(models.Q(kind=Kind.REMINDER, due_at__gt=now))  # it counts from when it goes
+    if beside:
+        sent = sent.exclude(pk=beside.pk)
     return all(sent.filter(created_at__gt=now - span).count() < most for span, most in MAILBOX_LIMITS)
 
 
 def network_allows(ip: str | None) -> bool:
-    """Tell whether the network of `ip` (/24, or /64 of IPv6) may ask once more this hour."""
+    """Tell whether the network of `ip` may send a form once more this hour."""
     if ip is None:
         return True
-    prefix = 24 if ipaddress.ip_address(ip).version == 4 else 64
-    network = ipaddress.ip_network(f"{ip}/{prefix}", strict=False)
-    asked = Consent.objects.filter(
-        kind=Consent.Kind.REQUESTED,
-        ip__range=(str(network[0]), str(network[-1])),
-        at__gt=timezone.now() - NETWORK_SPAN,
-    )
-    return asked.count() < NETWORK_LIMIT
+    recent = Submission.objects.filter(network=addresses.network(ip), created_at__gt=timezone.now() - SPAN)
+    return recent.count() < settings.SIGNUPS_PER_NETWORK
+
+
+def site_allows() -> bool:
+    """Tell whether anybody may send a form this hour."""
+    return Submission.objects.filter(created_at__gt=timezone.now() - SPAN).count() < settings.SIGNUPS_PER_HOUR
+
+
+def is_flooded() -> bool:
+    """Tell whether hardly anybody of those who sign up confirms: as when machines enter the addresses of others."""
+    asked, confirmed = figures()
+    return asked >= settings.CHALLENGE_FROM and asked > settings.CHALLENGE_RATIO * confirmed
+
+
+def figures() -> tuple[int, int]:
+    """Return how many signed up within the last hour, and how many confirmed."""
+    since = timezone.now() - SPAN
+    asked = Submission.objects.filter(kind=Submission.Kind.JOIN, created_at__gt=since).count()
+    return asked, Consent.objects.filter(kind=Consent.Kind.CONFIRMED, at__gt=since).count()

@@ -24,7 +24,7 @@ from newsletter.celery import app
 from newsletter.management.commands import messages
 from newsletter.models import Issue
 from posts.models import Post, Publication, Tag
-from subscribers import emails, links, tokens
+from subscribers import emails, links, submissions, tokens
 from subscribers.models import Consent, ReaderCount, Subscriber, SystemMail
 from subscribers.tasks import send_system_mail
 from tests.factories import make_issue, make_post
@@ -234,6 +234,7 @@ def test_an_error_of_the_form_is_german(client: Client, german: Publication) -> 
 def test_the_consent_is_kept_in_the_words_that_were_read(client: Client, german: Publication) -> None:
     data = {"address": "erika@example.org", "token": tokens.form_token("subscribe")}
     client.post("/subscribe/form/", data)
+    submissions.decide_waiting()
     consent = Consent.objects.get()
     assert (consent.language, consent.wording) == (
         "de",

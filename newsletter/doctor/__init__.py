@@ -22,7 +22,7 @@ from django.utils.translation import gettext_lazy as _
 
 from newsletter.doctor import domain, machine, relay
 from newsletter.doctor.facts import Check, Facts, Finding, Said, Status, gather, one_line, unasked
-from newsletter.doctor.records import Unasked
+from subscribers.names import Unasked
 
 __all__ = ["Facts", "Finding", "Report", "Status", "blocking", "examine", "gather", "last"]
 

@@ -8,11 +8,8 @@ from django.utils.translation import gettext as _
 from newsletter.doctor.facts import Facts, Record, Said, fails, ok, unasked, warns
 from newsletter.doctor.records import (
     MOST_LOOKUPS,
-    Address,
     Dmarc,
     Spf,
-    Unasked,
-    address,
     are_aligned,
     dmarc_records,
     key_bits,
@@ -21,6 +18,7 @@ from newsletter.doctor.records import (
     tags,
 )
 from subscribers import tokens
+from subscribers.names import Address, Unasked, address
 
 HTTP_SECONDS = (3, 6)  # to connect, and between two pieces of the answer
 POLICIES = ("none", "quarantine", "reject")

@@ -15,9 +15,10 @@ from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 
-from newsletter.doctor.records import Address, Names, Unasked, address, is_public
+from newsletter.doctor.records import is_public
 from newsletter.smtp import machine_name
 from posts.models import Publication
+from subscribers.names import Address, Names, Unasked, address
 
 
 class Status(StrEnum):

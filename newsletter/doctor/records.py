@@ -7,16 +7,12 @@ import binascii
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import dns.exception
-import dns.name
-import dns.resolver
-import dns.reversename
 from django.utils.translation import gettext as _
 
-SECONDS = 4.0  # for one question, all name servers and tries together
-ROOT = "."
+from subscribers.names import Address, Names
+
 MOST_LOOKUPS = 10  # RFC 7208, 4.6.4
 TERM = re.compile(r"([-+~?]?)(all|include|a|mx|ptr|ip4|ip6|exists)(?::([^/]*))?(?:/(\d+))?(?://(\d+))?", re.IGNORECASE)
 MODIFIER = re.compile(r"([a-z][a-z0-9_.-]*)=(.*)", re.IGNORECASE)
@@ -28,86 +24,6 @@ INSIDE = [
         *("192.168.0.0/16", "::/127", "fc00::/7", "fe80::/10"),
     )
 ]
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class Unasked(Exception):
-    """A question could not be put to anybody; the words say why."""
-
-
-class Names:
-    """DNS through one resolver; an answer is kept for as long as this object lives."""
-
-    def __init__(self, resolver: dns.resolver.Resolver | None = None) -> None:
-        self._resolver = resolver
-        self._known: dict[tuple[str, str], list[Any] | None] = {}
-
-    def texts(self, name: str) -> list[str]:
-        """Return the TXT records at a name, the pieces of each joined (RFC 7208, 3.3)."""
-        return [b"".join(record.strings).decode("utf-8", "replace") for record in self._at(name, "TXT") or ()]
-
-    def addresses(self, name: str) -> list[Address]:
-        """Return the addresses of a name, or the address itself."""
-        if literal := address(name):
-            return [literal]
-        found = [record for kind in ("A", "AAAA") for record in self._at(name, kind) or ()]
-        return [ipaddress.ip_address(record.address) for record in found]
-
-    def exchanges(self, name: str) -> list[str]:
-        """Return the hosts that take a domain's mail, the preferred first; "." is a domain that takes none."""
-        found = sorted(self._at(name, "MX") or (), key=lambda record: int(record.preference))
-        return [shown(record.exchange) for record in found]
-
-    def pointers(self, of: Address) -> list[str]:
-        return [shown(record.target) for record in self._at(reversed_name(of), "PTR") or ()]
-
-    def exists(self, name: str) -> bool:
-        """Tell whether there is such a name, whatever stands there."""
-        return self._at(name, "A") is not None
-
-    def _at(self, name: str, kind: str) -> list[Any] | None:
-        """Return what stands at a name, None where there is no such name. Raises Unasked."""
-        if (name, kind) not in self._known:
-            self._known[name, kind] = self._ask(name, kind)
-        return self._known[name, kind]
-
-    def _ask(self, name: str, kind: str) -> list[Any] | None:
-        """Ask, and believe that there is nothing only where the name server knows the world at all."""
-        found = self._answer(name, kind)
-        if not found and name != ROOT and not self._at(ROOT, "NS"):
-            words = _("the name server does not know %(name)s (%(kind)s), nor the root of all names: it tells nothing")
-            raise Unasked(words % {"name": name, "kind": kind})
-        return found
-
-    def _answer(self, name: str, kind: str) -> list[Any] | None:
-        try:
-            resolver = self._resolver or dns.resolver.default_resolver or dns.resolver.Resolver()
-            answer = resolver.resolve(name, kind, search=False, raise_on_no_answer=False, lifetime=SECONDS)
-        except dns.resolver.NXDOMAIN:
-            return None
-        except dns.exception.Timeout as error:
-            words = _("no name server answered the question for %(name)s (%(kind)s) within %(seconds)d seconds")
-            raise Unasked(words % {"name": name, "kind": kind, "seconds": SECONDS}) from error
-        except (dns.exception.DNSException, OSError, UnicodeError) as error:
-            raise Unasked(f"{name} ({kind}): {error}") from error
-        return list(answer.rrset or ())
-
-
-def shown(name: dns.name.Name) -> str:
-    """Return a name without its last dot; the root is "."."""
-    return name.to_text(omit_final_dot=True).lower() if name != dns.name.root else "."
-
-
-def reversed_name(of: Address) -> str:
-    return shown(dns.reversename.from_address(str(of)))
-
-
-def address(words: str) -> Address | None:
-    """Return the address that the words are, if they are one."""
-    try:
-        return ipaddress.ip_address(words.strip("[]"))
-    except ValueError:
-        return None
 
 
 def is_public(found: Address) -> bool:

@@ -15,8 +15,9 @@ from django.utils.translation import gettext as _
 
 from newsletter import smtp, transport
 from newsletter.doctor.facts import Facts, Record, Said, fails, ok, unasked, warns
-from newsletter.doctor.records import Address, Names, address, is_public, reversed_name
+from newsletter.doctor.records import is_public
 from newsletter.replies import Unreachable
+from subscribers.names import Address, Names, address, reversed_name
 
 PATIENCE, GREETING_PATIENCE = 5.0, 6.0  # seconds
 CERTIFICATE_DAYS = 14

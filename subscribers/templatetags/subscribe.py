@@ -14,11 +14,28 @@ register = template.Library()
 
 @register.inclusion_tag("_partials/subscribe_form.html")
 def subscribe_form(
-    source: str = "", address: str = "", error: str = "", field_id: str = "subscribe-address"
+    source: str = "",
+    address: str = "",
+    error: str = "",
+    field_id: str = "subscribe-address",
+    *,
+    campaign: dict[str, str] | None = None,
+    timed: bool = False,
+    token: str = "",
 ) -> dict[str, Any]:
-    """Show the sign-up form: the same for every visitor until something was typed, so that pages may be cached."""
-    token = tokens.form_token(SubscribeForm.name)
-    return {"source": source, "address": address, "error": error, "field_id": field_id, "token": token}
+    """Show the sign-up form: the same for every visitor until something was typed, so that pages may be cached.
+
+    On a page that is not, `timed` lets its token say when it was made; `token` is one to keep.
+    """
+    fresh = tokens.timed_form_token if timed else tokens.form_token
+    return {
+        "source": source,
+        "address": address,
+        "error": error,
+        "field_id": field_id,
+        "campaign": campaign or {},
+        "token": token or fresh(SubscribeForm.name),
+    }
 
 
 @register.simple_tag

@@ -41,6 +41,22 @@ def cookieless(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
     return csrf_exempt(wrapped)
 
 
+def from_anywhere(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Let scripts of any site call a view that reads no cookie, and read its answer (Fetch standard, CORS protocol)."""
+
+    @wraps(view)
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response = HttpResponse(status=204) if request.method == "OPTIONS" else view(request, *args, **kwargs)
+        if request.method == "OPTIONS":
+            response["Access-Control-Allow-Methods"] = "POST"
+            response["Access-Control-Allow-Headers"] = "Content-Type"
+            response["Access-Control-Max-Age"] = "86400"
+        response["Access-Control-Allow-Origin"] = "*"
+        return response
+
+    return wrapped
+
+
 def circumstances(request: HttpRequest, *, wording: str = "") -> Circumstances:
     return Circumstances(
         page=redaction.redacted(request.headers.get("Referer", "") or request.path),

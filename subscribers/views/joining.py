@@ -5,31 +5,37 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
-from django.shortcuts import get_object_or_404, redirect, render
+from django.conf import settings
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, QueryDict
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from posts.models import Publication
-from subscribers import mailboxes, subscription, tasks, tokens
+from subscribers import addresses, mailboxes, submissions, subscription, tasks, throttling, tokens
 from subscribers.forms import SubscribeForm
-from subscribers.models import Subscriber
-from subscribers.views.doors import circumstances, cookieless, private
+from subscribers.models import Submission
+from subscribers.views.doors import circumstances, client_ip, cookieless, from_anywhere, private
 
 MOST_BYTES = 8 * 1024
 
 
+@never_cache  # its form says when it was made
 @require_safe
 def subscribe(request: HttpRequest) -> HttpResponse:
-    return render(request, "subscribers/subscribe.html")
+    return render(request, "subscribers/subscribe.html", {"timed": True})
 
 
 @cookieless  # no cookie is read here: there is no authority to borrow, and the double opt-in is the protection
+@from_anywhere
 @require_POST
 def subscribe_form(request: HttpRequest) -> HttpResponse:
-    """Take a sign-up from our forms or from one embedded elsewhere; the answer is the same for every address."""
+    """Take a sign-up from our forms or from one embedded elsewhere; the answer is the same for every address.
+
+    What is done here before the answer is the same for every address, too: what becomes of it a worker decides.
+    """
     data = _posted(request)
     if data is None:
         return _refuse(request, _("This request is too large or can't be read."), status=413)
@@ -38,28 +44,69 @@ def subscribe_form(request: HttpRequest) -> HttpResponse:
         return _check_inbox(request, "")
     if not form.is_valid():
         return _invalid(request, form)
-    wording = _("Send me each issue by e-mail. I can leave at any time.")
-    mail = subscription.join(
-        form.cleaned_data["address"], circumstances(request, wording=wording), source=form.cleaned_data["source"]
-    )
-    tasks.hint(mail)
+    if not allows(request):
+        return _refuse(request, too_many(), status=429)
+    if throttling.is_flooded() and not _has_pressed_again(request, form):
+        return _challenge(request, form)
+    _submit(request, form)
     return _check_inbox(request, form.cleaned_data["address"])
 
 
-def _posted(request: HttpRequest) -> dict[str, Any] | QueryDict | None:
-    if int(request.META.get("CONTENT_LENGTH") or 0) > MOST_BYTES:
+def allows(request: HttpRequest) -> bool:
+    """Tell whether the visitor's network, and everybody together, may send one more form."""
+    return throttling.network_allows(client_ip(request)) and throttling.site_allows()
+
+
+def too_many() -> str:
+    return _("Too many requests have come from your network, or from everywhere. Please try again in an hour.")
+
+
+def _submit(request: HttpRequest, form: SubscribeForm) -> None:
+    wording = _("Send me each issue by e-mail. I can leave at any time.")
+    tasks.hint_submission(
+        submissions.submit(
+            Submission.Kind.JOIN,
+            form.cleaned_data["address"],
+            circumstances(request, wording=wording),
+            source=form.cleaned_data["source"] or _other_site(request)[:100],
+            campaign={**_campaign_of_page(request), **form.campaign},
+        )
+    )
+
+
+def _posted(request: HttpRequest) -> dict[str, str] | QueryDict | None:
+    """Return the fields of a form or of a JSON object; None for what is too large or neither."""
+    length = request.META.get("CONTENT_LENGTH") or "0"
+    if not length.isdecimal() or len(length) > 9 or int(length) > MOST_BYTES:
         return None
     if request.content_type != "application/json":
         return request.POST
     try:
         data = json.loads(request.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return {str(k): str(v) for k, v in data.items()} if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return None
+    # A lone surrogate, which JSON may hold, has no form in UTF-8.
+    return {name: text.encode(errors="replace").decode() for name, text in data.items() if isinstance(text, str)}
+
+
+def _other_site(request: HttpRequest) -> str:
+    """Return the origin of the page that a form stands in, if it is not ours."""
+    origin = request.headers.get("Origin", "")
+    return origin if origin.startswith(("https://", "http://")) and origin != settings.SITE_URL else ""
+
+
+def _campaign_of_page(request: HttpRequest) -> dict[str, str]:
+    """Return the utm_ parameters of our page that the form was sent from: kept pages don't know them."""
+    address, _question, query = request.headers.get("Referer", "").partition("?")
+    if not address.startswith(f"{settings.SITE_URL}/") or len(query) > MOST_BYTES:
+        return {}
+    return SubscribeForm(QueryDict(query.partition("#")[0])).campaign
 
 
 def _wants_json(request: HttpRequest) -> bool:
-    return request.content_type == "application/json" or request.headers.get("Accept") == "application/json"
+    return request.content_type == "application/json" or "application/json" in request.headers.get("Accept", "")
 
 
 def _check_inbox(request: HttpRequest, address: str) -> HttpResponse:
@@ -79,18 +126,54 @@ def _invalid(request: HttpRequest, form: SubscribeForm) -> HttpResponse:
         return JsonResponse({"status": "invalid", "errors": form.errors}, status=422)
     # A form that has grown old gets a fresh token, and what was typed stays.
     context = {
-        "address": form.data.get("address", ""),
-        "source": form.data.get("source", ""),
+        **_kept(request, form),
+        "token": form.token_again,
         "error": " ".join(map(str, form.errors.get("address", ()))),
         "errors": [error for name, found in form.errors.items() if name != "address" for error in found],
     }
     return render(request, "subscribers/subscribe.html", context, status=422)
 
 
+def _kept(request: HttpRequest, form: SubscribeForm) -> dict[str, Any]:
+    """Return what a form that is shown again still knows."""
+    return {
+        "address": form.data.get("address", ""),
+        "source": form.data.get("source", "") or _other_site(request),
+        "campaign": {**_campaign_of_page(request), **form.campaign},
+    }
+
+
 def _refuse(request: HttpRequest, message: str, *, status: int) -> HttpResponse:
     if _wants_json(request):
-        return JsonResponse({"status": "invalid", "errors": {"__all__": [message]}}, status=status)
-    return render(request, "subscribers/subscribe.html", {"errors": [message]}, status=status)
+        response: HttpResponse = JsonResponse({"status": "invalid", "errors": {"__all__": [message]}}, status=status)
+    else:
+        response = render(request, "subscribers/subscribe.html", {"errors": [message]}, status=status)
+    if status == 429:
+        response["Retry-After"] = "3600"
+    return response
+
+
+def _challenge(request: HttpRequest, form: SubscribeForm) -> HttpResponse:
+    """Ask for one more press, which a machine that knows nothing but the form does not give."""
+    challenge = form.cleaned_data["challenge"]
+    if not tokens.is_form_token(challenge, _pressing(request, form)):
+        challenge = tokens.timed_form_token(_pressing(request, form))
+    if _wants_json(request):
+        told = {"status": "challenge", "challenge": challenge, "wait_seconds": tokens.MIN_SECONDS}
+        return JsonResponse(told, status=422)
+    context = {**_kept(request, form), "token": form.cleaned_data["token"], "challenge": challenge}
+    return render(request, "subscribers/challenge.html", context, status=422)
+
+
+def _has_pressed_again(request: HttpRequest, form: SubscribeForm) -> bool:
+    challenge = form.cleaned_data["challenge"]
+    return tokens.is_form_token(challenge, _pressing(request, form)) and not tokens.is_too_quick(challenge)
+
+
+def _pressing(request: HttpRequest, form: SubscribeForm) -> str:
+    """Return what a challenge is bound to: it can't be carried to another address or network."""
+    key = addresses.canonical(form.cleaned_data["address"])
+    return f"challenge|{key}|{addresses.network(client_ip(request))}"
 
 
 @require_safe
@@ -114,20 +197,22 @@ def confirm(request: HttpRequest, token: str) -> HttpResponse:
     if request.method != "POST":
         return private(render(request, "subscribers/confirm.html", {"address": subscriber.address}))
     confirmed = subscription.confirm(token, circumstances(request))
-    if confirmed:
-        tasks.hint(confirmed[1])
-    return private(render(request, "subscribers/confirmed.html"))
+    welcome = confirmed[1] if confirmed else None
+    tasks.hint(welcome)
+    return private(render(request, "subscribers/confirmed.html", {"again": welcome is None}))
 
 
 @cookieless  # as above
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def never(request: HttpRequest, token: str) -> HttpResponse:
-    """Never mail this address again: offered in the confirmation mail to someone who did not ask for it."""
+    """Never mail this address again: offered in the confirmation mail to someone who did not ask for it.
+
+    The link outlives the row of whoever never confirms.
+    """
     found = tokens.read(token, purpose=tokens.NEVER)
-    subscriber = get_object_or_404(Subscriber, pk=found[0] if found else 0)
-    if request.method == "POST" and subscriber.address:
-        subscription.unsubscribe(subscriber.pk, circumstances(request))
-        subscription.suppress(subscriber.address, reason="asked")
-    context = {"done": request.method == "POST"}
-    return private(render(request, "subscribers/never.html", context))
+    if found is None:
+        raise Http404
+    if request.method == "POST":
+        subscription.never_again(*found, circumstances(request))
+    return private(render(request, "subscribers/never.html", {"done": request.method == "POST"}))

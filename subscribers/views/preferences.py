@@ -13,10 +13,9 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_http_methods
 
 from posts.models import Publication
-from subscribers import addresses, emails, links, subscription, tasks, throttling
+from subscribers import links, submissions, subscription, tasks
 from subscribers.forms import AddressForm, PauseForm, PreferencesForm
-from subscribers.models import MagicLink, Subscriber, SystemMail
-from subscribers.subscription import Circumstances
+from subscribers.models import MagicLink, Submission, Subscriber
 from subscribers.views.doors import (
     SESSION_COOKIE,
     circumstances,
@@ -28,7 +27,7 @@ from subscribers.views.doors import (
     session_reader,
     with_forms,
 )
-from subscribers.views.joining import to_inbox
+from subscribers.views.joining import allows, to_inbox, too_many
 from subscribers.views.leaving import leave
 
 SAID = {
@@ -117,19 +116,23 @@ ACTS: dict[str, Callable[[HttpRequest, Subscriber], HttpResponse]] = {
 def _ask_for_link(request: HttpRequest) -> HttpResponse:
     form = AddressForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        _owe_link(form.cleaned_data["address"], circumstances(request))
-        return to_inbox(form.cleaned_data["address"])
+        return _ask(request, form)
+    return _asked_again(request, form, status=422 if form.errors else 200)
+
+
+def _ask(request: HttpRequest, form: AddressForm) -> HttpResponse:
+    """Keep the question, by the same insert for every address; a worker finds out whose it is."""
+    address = form.cleaned_data["address"]
+    if not allows(request):
+        form.add_error("address", too_many())
+        return _asked_again(request, form, status=429)
+    tasks.hint_submission(submissions.submit(Submission.Kind.LINK, address, circumstances(request)))
+    return to_inbox(address)
+
+
+def _asked_again(request: HttpRequest, form: AddressForm, *, status: int) -> HttpResponse:
     form.fields["address"].widget.attrs["autofocus"] = bool(form.errors)
-    return render(request, "subscribers/ask_for_link.html", {"form": form}, status=422 if form.errors else 200)
-
-
-def _owe_link(address: str, circumstances: Circumstances) -> None:
-    subscriber = Subscriber.objects.with_address(address).exclude(status=Subscriber.Status.ERASED).first()
-    kind = SystemMail.Kind.MAGIC_LINK
-    if subscriber is None or subscriber.suppressed:
-        return
-    if throttling.mailbox_allows(addresses.mailbox(subscriber.key), kind):
-        tasks.hint(emails.owe(kind, subscriber=subscriber, context={"asked_from": circumstances.origin}))
+    return render(request, "subscribers/ask_for_link.html", {"form": form}, status=status)
 
 
 @cookieless  # the one-time key is all the authority there is

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 from pytest_django.live_server_helper import LiveServer
 
 from posts.models import Publication
-from subscribers import emails
+from subscribers import links, submissions
 from subscribers.models import MagicLink, Subscriber
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("publication")]
@@ -42,6 +42,7 @@ def test_the_form_is_seen_without_scrolling_and_leads_to_the_inbox(
     expect(visitor).to_have_url(f"{live_server.url}/subscribe/check-your-inbox/?at=gmail")
     opened = visitor.get_by_role("link", name="Open Gmail").get_attribute("href")
     assert str(opened).startswith("https://mail.google.com/")
+    submissions.decide_waiting()
     assert Subscriber.objects.get().source == "profile"
 
 
@@ -97,8 +98,8 @@ def test_a_reader_asks_for_the_link_and_changes_the_name_in_any_browser(
     visitor.get_by_label(FIELD).fill(alice.address)
     visitor.get_by_role("button", name="Send me the link").click()
     expect(visitor.get_by_role("heading", level=1)).to_have_text("Check your inbox")
-    key = emails.new_link(alice, MagicLink.Purpose.PREFERENCES, dt.timedelta(hours=1))
-    visitor.goto(f"{live_server.url}/preferences/{key}/")
+    key = links.new_link(alice, MagicLink.Purpose.PREFERENCES, dt.timedelta(hours=1))
+    visitor.goto(f"{live_server.url}/preferences/open/{key}/")
     visitor.get_by_role("button", name="Open my preferences").click()
     visitor.get_by_label("Your name").fill("Alice Example")
     visitor.get_by_role("button", name="Save").click()

@@ -29,14 +29,16 @@ from pytest_django.live_server_helper import LiveServer
 
 from newsletter import delivery, doctor, smtp
 from newsletter.celery import app
-from newsletter.doctor import domain, machine, records
+from newsletter.doctor import domain, machine
 from newsletter.doctor import relay as outbound
 from newsletter.doctor.facts import Facts, Said, Status
-from newsletter.doctor.records import Names, Spf, Unasked
+from newsletter.doctor.records import Spf
 from newsletter.models import Heartbeat, Issue
 from posts.models import Publication
+from subscribers import names as dns_names
 from subscribers import tokens
 from subscribers.models import Subscriber, SystemMail
+from subscribers.names import Names, Unasked
 from tests.factories import make_issue, make_readers
 from tests.nameserver import NameServer, Zone, txt
 from tests.smtpd import Certificates, SmtpServer, make_certificates
@@ -335,7 +337,7 @@ def test_a_name_server_that_fails_or_keeps_silent_is_no_finding(
     names.failing.add("example.org")
     with pytest.raises(Unasked, match="SERVFAIL"):
         ask(domain.message_id, names)
-    monkeypatch.setattr(records, "SECONDS", 0.3)
+    monkeypatch.setattr(dns_names, "SECONDS", 0.3)
     names.silent = True
     with pytest.raises(Unasked, match=r"no name server answered .*_dmarc\.example\.org"):
         ask(domain.dmarc, names)

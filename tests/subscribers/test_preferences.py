@@ -7,7 +7,7 @@ import pytest
 from django.core import mail
 from django.test import Client
 
-from subscribers import emails
+from subscribers import emails, submissions
 from subscribers.models import MagicLink, Subscriber, SystemMail
 
 Status = Subscriber.Status
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.usefixtures("publication")
 
 
 def ask(client: Client, address: str) -> Any:
-    return client.post("/preferences/", {"address": address})
+    response = client.post("/preferences/", {"address": address})
+    submissions.decide_waiting()
+    return response
 
 
 def mailed_path() -> str:

@@ -27,7 +27,13 @@ FOR_THE_AUTHOR = {
     *("templates/admin", "templates/account", "templates/allauth", "templates/mfa", "templates/mailbox"),
     *("templates/emails/alert", "templates/429.html"),
     *("posts/admin.py", "posts/images.py", "posts/importer.py", "posts/markdown_views.py", "posts/models.py"),
-    *("subscribers/admin.py", "subscribers/importer.py", "subscribers/models.py", "subscribers/testmode.py"),
+    *(
+        "subscribers/admin.py",
+        "subscribers/importer.py",
+        "subscribers/models.py",
+        "subscribers/names.py",
+        "subscribers/testmode.py",
+    ),
 }
 PLACES = ["templates", "posts", "subscribers", "newsletter/templatetags", "newsletter/views.py"]
 PLACES += ["newsletter/rendering.py"]
