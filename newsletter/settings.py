@@ -381,6 +381,18 @@ UNFOLD = {
                         "link": reverse_lazy("admin:newsletter_delivery_history"),
                     },
                     _menu("System mail", "outbox", "subscribers_systemmail"),
+                    {
+                        "title": "Sign-up form",
+                        "icon": "edit_note",
+                        "link": reverse_lazy("embed"),
+                        "permission": "subscribers.views.author.may_see",
+                    },
+                    {
+                        "title": "Welcome mail",
+                        "icon": "waving_hand",
+                        "link": reverse_lazy("welcome"),
+                        "permission": "subscribers.views.author.may_see",
+                    },
                 ],
             },
             {

@@ -17,7 +17,7 @@ from django.utils import timezone
 from newsletter import alarms, delivery, preflight, reconciliation, schedule
 from newsletter.models import Heartbeat, Issue, Slot
 from posts.models import Post, Publication
-from subscribers import emails, instance, submissions, subscription
+from subscribers import emails, instance, notes, submissions, subscription
 from subscribers.models import ReaderCount
 
 logger = logging.getLogger(__name__)
@@ -289,6 +289,7 @@ STEPS = (
     settle_issues,
     alarms.look,
     submissions.decide_waiting,
+    notes.tell_of_new_readers,
     send_mail,
     forget,
     settle_unknown,

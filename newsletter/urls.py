@@ -5,6 +5,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from newsletter import doctor_views, guard, guide, health, post_mail
+from subscribers.views import author
 
 urlpatterns = [
     path("healthz/", health.healthz, name="healthz"),
@@ -14,6 +15,8 @@ urlpatterns = [
     path(f"{settings.ADMIN_PATH}/login/", guard.sign_in),
     path(f"{settings.ADMIN_PATH}/password_change/", guard.change_password),
     path(f"{settings.ADMIN_PATH}/doctor/", admin.site.admin_view(doctor_views.page), name="doctor"),
+    path(f"{settings.ADMIN_PATH}/sign-up-form/", admin.site.admin_view(author.embed), name="embed"),
+    path(f"{settings.ADMIN_PATH}/welcome/", admin.site.admin_view(author.welcome), name="welcome"),
     path(f"{settings.ADMIN_PATH}/guide/", admin.site.admin_view(guide.guide), name="guide"),
     path(f"{settings.ADMIN_PATH}/guide/<slug:step>/", admin.site.admin_view(guide.guide), name="guide_step"),
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),

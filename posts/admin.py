@@ -150,6 +150,7 @@ class PublicationForm(forms.ModelForm):
         widgets = {
             "accent_color": UnfoldAdminColorInputWidget(attrs={"type": "color"}),
             "about": MarkdownEditor(),
+            "welcome": MarkdownEditor(attrs={"rows": 12}),
             "social_links": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
             "recommendations": UnfoldAdminTextareaWidget(attrs={"rows": 5}),
             "postal_address": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
@@ -163,6 +164,7 @@ class PublicationAdmin(ModelAdmin):
         (_("Who"), {"fields": ["name", "tagline", "byline", "avatar", "accent_color", "language"]}),
         (_("Sender"), {"fields": ["sender_name", "sender_address", "reply_to", "postal_address"]}),
         (_("When"), {"fields": ["send_weekday", "send_time", "time_zone", "catch_up_hours"]}),
+        (_("New readers"), {"fields": ["welcome", "new_reader_note"]}),
         (_("About"), {"fields": ["about", "social_links"]}),
         (_("Front page"), {"fields": ["front_parts", "recommendations"]}),
     ]

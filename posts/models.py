@@ -114,6 +114,10 @@ class Publication(models.Model):
         SATURDAY = 5, _("Saturday")
         SUNDAY = 6, _("Sunday")
 
+    class Note(models.TextChoices):
+        NEVER = "never", _("Never")
+        DAILY = "daily", _("Once a day")
+
     name = models.CharField(max_length=100, default="My newsletter", validators=[CONTROL_CHARACTERS])
     tagline = models.CharField(max_length=200, blank=True)
     byline = models.CharField(_("author"), max_length=100, blank=True, help_text=_("Who writes it."))
@@ -155,6 +159,18 @@ class Publication(models.Model):
         help_text=_("A slot missed by more than this is never sent late by itself."),
     )
     language = models.CharField(max_length=10, choices=search.LANGUAGES, default="en")
+    welcome = models.TextField(
+        _("welcome mail"),
+        blank=True,
+        help_text=_("Markdown; goes to each new reader once he has confirmed. Empty: a short standard text."),
+    )
+    new_reader_note = models.CharField(
+        _("note about new readers"),
+        max_length=8,
+        choices=Note,
+        default=Note.NEVER,
+        help_text=_("A mail to you about those who joined the day before; on a day without any there is none."),
+    )
     # When the author walked through the first-run guide; empty: the desk leads there.
     set_up_at = models.DateTimeField(null=True, blank=True, editable=False)
 
@@ -165,10 +181,11 @@ class Publication(models.Model):
         return self.name
 
     def clean(self) -> None:
-        try:
-            markdown.validate(self.about)
-        except ValidationError as error:
-            raise ValidationError({"about": error.messages}) from error
+        for name in ("about", "welcome"):
+            try:
+                markdown.validate(getattr(self, name))
+            except ValidationError as error:
+                raise ValidationError({name: error.messages}) from error
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.pk = 1

@@ -15,7 +15,9 @@ from django.db import transaction
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone, translation
+from django.utils.safestring import mark_safe
 
+from posts import markdown
 from posts.models import Publication
 from subscribers import addresses, instance, links, testmode, throttling, tokens
 from subscribers.models import MagicLink, Subscriber, SystemMail
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 MOST_ATTEMPTS = 8
 SECONDS_AT_ONCE = 20.0  # behind a relay that hangs, the issues of a sweep would wait
 # What tells the author that the relay is away must outlast that: it is tried each hour at the longest.
-FOR_THE_AUTHOR = PATIENT = (SystemMail.Kind.ALERT, SystemMail.Kind.WEBHOOK)
+PATIENT = (SystemMail.Kind.ALERT, SystemMail.Kind.WEBHOOK)
+FOR_THE_AUTHOR = (*PATIENT, SystemMail.Kind.NEW_READERS)
 PATIENCE = dt.timedelta(days=7)
 LONGEST_WAIT = dt.timedelta(hours=1)
 
@@ -171,8 +174,25 @@ def _context(mail: SystemMail) -> dict[str, Any]:
     if mail.kind in (SystemMail.Kind.MAGIC_LINK, SystemMail.Kind.ALREADY):
         context |= {"link_url": _magic_url(mail), "minutes": MagicLink.MINUTES}
     if mail.kind == SystemMail.Kind.WELCOME:
-        context |= {"unsubscribe_url": settings.SITE_URL + unsubscribe_path(mail.subscriber)}
+        context |= {"unsubscribe_url": settings.SITE_URL + unsubscribe_path(mail.subscriber), **_own_welcome()}
     return context
+
+
+def _own_welcome() -> dict[str, Any]:
+    """Return what the author wrote to new readers, in both dresses; empty where he wrote nothing."""
+    text = Publication.current().welcome
+    if not text.strip():
+        return {}
+    return {
+        "welcome_html": mark_safe(markdown.render(text, target="email")),
+        "welcome_text": markdown.render_text(text),
+        "code_colors": markdown.CODE_COLORS,
+    }
+
+
+def welcome() -> EmailMultiAlternatives:
+    """Return the welcome mail as a new reader would get it; nothing is sent."""
+    return _message(SystemMail(kind=SystemMail.Kind.WELCOME, subscriber=Subscriber(address="reader@example.com")))
 
 
 def confirm_url(subscriber: Subscriber) -> str:

@@ -93,6 +93,17 @@ class SubscribeForm(forms.Form):
 CAMPAIGN = [name for name in SubscribeForm.base_fields if name.startswith("utm_")]
 
 
+class EmbedForm(forms.Form):
+    """What the author wants to know of the readers who come by a form on another site."""
+
+    source = forms.CharField(max_length=100, required=False, validators=[PLAIN_NAME])
+    utm_campaign = forms.CharField(max_length=100, required=False, validators=[PLAIN_NAME])
+
+    @property
+    def said(self) -> dict[str, str]:
+        return {name: value for name, value in self.cleaned_data.items() if value}
+
+
 class AddressForm(forms.Form):
     """Ask for a link to the preferences."""
 

@@ -277,6 +277,7 @@ class SystemMail(models.Model):
         WELCOME = "welcome", _("Welcome")
         ALREADY = "already", _("You are subscribed already")
         MAGIC_LINK = "magic_link", _("Link to your preferences")
+        NEW_READERS = "new_readers", _("Note about new readers")
         ALERT = "alert", _("Alert to the author")
         WEBHOOK = "webhook", _("Alert to the author's webhook")
 

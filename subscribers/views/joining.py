@@ -15,7 +15,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from posts.models import Publication
 from subscribers import addresses, mailboxes, submissions, subscription, tasks, throttling, tokens
-from subscribers.forms import SubscribeForm
+from subscribers.forms import Label, SubscribeForm
 from subscribers.models import Submission
 from subscribers.views.doors import circumstances, client_ip, cookieless, from_anywhere, private
 
@@ -25,7 +25,9 @@ MOST_BYTES = 8 * 1024
 @never_cache  # its form says when it was made
 @require_safe
 def subscribe(request: HttpRequest) -> HttpResponse:
-    return render(request, "subscribers/subscribe.html", {"timed": True})
+    """Show the form; a link that leads here may name a source."""
+    source = Label().clean(request.GET.get("source"))
+    return render(request, "subscribers/subscribe.html", {"timed": True, "source": source})
 
 
 @cookieless  # no cookie is read here: there is no authority to borrow, and the double opt-in is the protection

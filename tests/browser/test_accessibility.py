@@ -12,8 +12,8 @@ from playwright.sync_api import Page, expect
 from pytest_django.live_server_helper import LiveServer
 
 from posts.models import Publication
-from subscribers import links
-from subscribers.models import Subscriber
+from subscribers import links, submissions, subscription
+from subscribers.models import Submission, Subscriber
 from subscribers.views.doors import SESSION_COOKIE
 from tests import site
 from tests.browser.conftest import WIDTHS
@@ -84,12 +84,18 @@ def test_axe_finds_nothing_on_any_page_and_none_scrolls_sideways(
 
 
 def test_axe_finds_nothing_on_what_answers_a_form(
-    addresses: list[str], bob: Subscriber, live_server: LiveServer, page: Page
+    addresses: list[str], bob: Subscriber, live_server: LiveServer, page: Page, settings: Any
 ) -> None:
     page.goto(live_server.url + "/subscribe/")
     page.get_by_label("Your e-mail address").fill("ada@example")
     page.get_by_role("button", name="Subscribe").click()
     expect(page.get_by_role("alert")).not_to_be_empty()
+    assert looked_at(page) == {}
+    settings.CHALLENGE_FROM, settings.CHALLENGE_RATIO = 1, 0
+    submissions.submit(Submission.Kind.JOIN, "victim@example.org", subscription.NOWHERE)
+    page.get_by_label("Your e-mail address").fill("ada@example.org")
+    page.get_by_role("button", name="Subscribe").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("One more press")
     assert looked_at(page) == {}
     session = links.begin_session(bob)
     page.context.add_cookies([{"name": SESSION_COOKIE, "value": session, "url": live_server.url + "/preferences/"}])

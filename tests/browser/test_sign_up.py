@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -10,6 +11,7 @@ from pytest_django.live_server_helper import LiveServer
 from posts.models import Publication
 from subscribers import links, submissions
 from subscribers.models import MagicLink, Subscriber
+from subscribers.views import author
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("publication")]
 FIELD = "Your e-mail address"
@@ -104,3 +106,25 @@ def test_a_reader_asks_for_the_link_and_changes_the_name_in_any_browser(
     visitor.get_by_label("Your name").fill("Alice Example")
     visitor.get_by_role("button", name="Save").click()
     expect(visitor.get_by_label("Your name")).to_have_value("Alice Example")
+
+
+def test_a_form_on_another_site_signs_up_and_in_a_flood_is_pressed_for_twice(
+    visitor: Page, live_server: LiveServer, settings: Any
+) -> None:
+    settings.SITE_URL = live_server.url
+    visitor.set_content(author.embedded_form({"source": "blog"}))  # in an empty page, which is not of our origin
+    visitor.get_by_label(FIELD).fill("ada@gmail.com")
+    visitor.get_by_role("button", name="Subscribe").click()
+    expect(visitor).to_have_url(f"{live_server.url}/subscribe/check-your-inbox/?at=gmail")
+    settings.CHALLENGE_FROM = 1
+    visitor.goto(f"{live_server.url}/about/?utm_source=letter")
+    send(visitor, "bo@example.org")
+    again = visitor.get_by_role("button", name="I am a person: subscribe me")
+    expect(again).to_be_visible()
+    visitor.wait_for_timeout(2100)
+    again.click()
+    expect(visitor.get_by_role("heading", level=1)).to_have_text("Check your inbox")
+    submissions.decide_waiting()
+    assert Subscriber.objects.get(key="ada@gmail.com").source == "blog"
+    bo = Subscriber.objects.get(key="bo@example.org")
+    assert bo.consents.get().detail == {"source": "", "utm_source": "letter"}

@@ -25,13 +25,14 @@ FOLDER = settings.BASE_DIR / "locale"
 # What only the author sees; all other templates, and modules of posts and subscribers, speak to readers.
 FOR_THE_AUTHOR = {
     *("templates/admin", "templates/account", "templates/allauth", "templates/mfa", "templates/mailbox"),
-    *("templates/emails/alert", "templates/429.html"),
+    *("templates/emails/alert", "templates/emails/new_readers", "templates/429.html"),
     *("posts/admin.py", "posts/images.py", "posts/importer.py", "posts/markdown_views.py", "posts/models.py"),
     *(
         "subscribers/admin.py",
         "subscribers/importer.py",
         "subscribers/models.py",
         "subscribers/names.py",
+        "subscribers/views/author.py",
         "subscribers/testmode.py",
     ),
 }
