@@ -127,11 +127,13 @@ def _invalid(request: HttpRequest, form: SubscribeForm) -> HttpResponse:
     if _wants_json(request):
         return JsonResponse({"status": "invalid", "errors": form.errors}, status=422)
     # A form that has grown old gets a fresh token, and what was typed stays.
+    about_address = form.errors.get("address", ())
     context = {
         **_kept(request, form),
         "token": form.token_again,
-        "error": " ".join(map(str, form.errors.get("address", ()))),
-        "errors": [error for name, found in form.errors.items() if name != "address" for error in found],
+        "error": " ".join(map(str, about_address)),
+        # One thing at a time: who mends his address takes long enough.
+        "errors": [] if about_address else [error for found in form.errors.values() for error in found],
     }
     return render(request, "subscribers/subscribe.html", context, status=422)
 
