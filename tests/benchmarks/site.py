@@ -119,9 +119,9 @@ def measure(plan: Plan) -> Figures:
         (home / "searches.lua").write_text(SEARCHES.format(words='", "'.join(material.WORDS)) + REPORT)
         say(f"inventing {plan.posts:,} posts of {plan.words:,} words and {plan.readers:,} readers")
         _fill(plan)
-        _collect_static(home)
-        cached = ends.enter_context(_granian(home, "cached", PAGE_CACHE_MB="64"))
-        uncached = ends.enter_context(_granian(home, "uncached", PAGE_CACHE_MB="0"))
+        collect_static(home)
+        cached = ends.enter_context(granian(home, "cached", PAGE_CACHE_MB="64"))
+        uncached = ends.enter_context(granian(home, "uncached", PAGE_CACHE_MB="0"))
         sizes = _copy_pages(home, cached)
         files = ends.enter_context(_nginx(home, nginx))
         load = Load(wrk, home, plan.seconds)
@@ -239,7 +239,7 @@ def _environment(home: Path, **values: str) -> dict[str, str]:
     }
 
 
-def _collect_static(home: Path) -> None:
+def collect_static(home: Path) -> None:
     command = [
         sys.executable,
         str(Path(settings.BASE_DIR) / "manage.py"),
@@ -251,7 +251,7 @@ def _collect_static(home: Path) -> None:
 
 
 @contextlib.contextmanager
-def _granian(home: Path, name: str, **values: str) -> Iterator[Server]:
+def granian(home: Path, name: str, **values: str) -> Iterator[Server]:
     """Run the command that the Dockerfile ends with, on a free port."""
     lines = (Path(settings.BASE_DIR) / "Dockerfile").read_text().splitlines()
     words = json.loads(next(line.removeprefix("CMD ") for line in lines if line.startswith("CMD ")))

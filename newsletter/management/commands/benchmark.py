@@ -19,12 +19,15 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        modes = parser.add_subparsers(dest="mode", required=True, metavar="{delivery,freeze,memory,desk,site}")
+        modes = parser.add_subparsers(dest="mode", required=True, metavar="{delivery,freeze,memory,desk,site,signups}")
         self.add_delivery(modes.add_parser("delivery", help="beside smtp-source and Django's SMTP backend"))
         self.add_freeze(modes.add_parser("freeze", help="beside a plain INSERT ... SELECT"))
         self.add_memory(modes.add_parser("memory", help="of one sending process, by number of readers"))
         self.add_desk(modes.add_parser("desk", help="how long the author waits for his pages"))
         self.add_site(modes.add_parser("site", help="how quickly readers get their pages, beside nginx"))
+        self.add_signups(
+            modes.add_parser("signups", help="whether an answer tells who is known, and sign-ups a second")
+        )
         # Not for people: a process that the others start.
         modes.add_parser("sender").add_argument("issue", type=int)
 
@@ -72,6 +75,12 @@ class Command(BaseCommand):
         parser.add_argument("--readers", type=int, default=100_000, help="of the issue sent beside it; 0: none is sent")
         _add_json(parser)
 
+    def add_signups(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--readers", type=_positive, default=100_000)
+        parser.add_argument("--requests", type=_positive, default=200, help="for each kind of address, at each door")
+        parser.add_argument("--seconds", type=_positive, default=10, help="of signing up")
+        _add_json(parser)
+
     def handle(self, *args: Any, **options: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop)
@@ -96,6 +105,10 @@ class Command(BaseCommand):
                 part = _part("site")
                 sizes = {name: options[name] for name in ("posts", "words", "seconds", "rounds", "readers")}
                 found = part.measure(part.Plan(**sizes, connections=tuple(options["connections"])))
+                errors = part.errors(found)
+            case "signups":
+                part = _part("signups")
+                found = part.measure(part.Plan(**{name: options[name] for name in ("readers", "requests", "seconds")}))
                 errors = part.errors(found)
             case _:
                 part, found = self.memory(options)
