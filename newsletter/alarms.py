@@ -133,8 +133,8 @@ def tell_of_wrong_clock() -> None:
 def tell_of_flood() -> None:
     """Tell, once a day, that many sign up and hardly anybody confirms: each has to press once more while that lasts."""
     if throttling.is_flooded():
-        asked, confirmed = throttling.figures()
-        alert("flood", {"asked": asked, "confirmed": confirmed}, once=f"flood:{timezone.now():%Y-%m-%d}")
+        now = throttling.last_hour()
+        alert("flood", {"asked": now.joined, "confirmed": now.confirmed}, once=f"flood:{timezone.now():%Y-%m-%d}")
 
 
 def about(issue: Issue) -> dict[str, str]:

@@ -241,6 +241,7 @@ REFUSE_DISPOSABLE = env.bool("REFUSE_DISPOSABLE", False)
 ALLOWED_DOMAINS: list[str] = env.list("ALLOWED_DOMAINS", [])  # never refused as throw-away
 SIGNUPS_PER_NETWORK = env.int("SIGNUPS_PER_NETWORK", 60)  # forms an hour from one /24 or /64
 SIGNUPS_PER_HOUR = env.int("SIGNUPS_PER_HOUR", 5000)  # from everybody
+SIGNUP_COUNT_SECONDS = 0 if TESTING else 1  # a web process counts everybody's at most so often
 # From so many sign-ups an hour on, if less than one in so many is confirmed, each has to be pressed for once more.
 CHALLENGE_FROM = env.int("CHALLENGE_FROM", 50)
 CHALLENGE_RATIO = env.int("CHALLENGE_RATIO", 5)

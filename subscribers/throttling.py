@@ -5,6 +5,8 @@ does not depend on the address that was entered, so it may be said openly; a mai
 """
 
 import datetime as dt
+import time
+from typing import NamedTuple
 
 from django.conf import settings
 from django.db import connection, models
@@ -46,17 +48,41 @@ def network_allows(ip: str | None) -> bool:
 
 def site_allows() -> bool:
     """Tell whether anybody may send a form this hour."""
-    return Submission.objects.filter(created_at__gt=timezone.now() - SPAN).count() < settings.SIGNUPS_PER_HOUR
+    return last_hour().forms < settings.SIGNUPS_PER_HOUR
 
 
 def is_flooded() -> bool:
     """Tell whether hardly anybody of those who sign up confirms: as when machines enter the addresses of others."""
-    asked, confirmed = figures()
-    return asked >= settings.CHALLENGE_FROM and asked > settings.CHALLENGE_RATIO * confirmed
+    now = last_hour()
+    return now.joined >= settings.CHALLENGE_FROM and now.joined > settings.CHALLENGE_RATIO * now.confirmed
 
 
-def figures() -> tuple[int, int]:
-    """Return how many signed up within the last hour, and how many confirmed."""
+class LastHour(NamedTuple):
+    """What everybody together did within the last hour."""
+
+    forms: int
+    joined: int  # of the forms, those that sign up
+    confirmed: int
+
+
+class _Counted:
+    """The last hour as this process counted it, and when: no visitor waits for a count that another just made."""
+
+    at: float | None = None
+    found = LastHour(0, 0, 0)
+
+
+def last_hour() -> LastHour:
+    """Count the last hour, at most once in SIGNUP_COUNT_SECONDS."""
+    now = time.monotonic()
+    if _Counted.at is None or now - _Counted.at >= settings.SIGNUP_COUNT_SECONDS:
+        _Counted.at, _Counted.found = now, _count()
+    return _Counted.found
+
+
+def _count() -> LastHour:
     since = timezone.now() - SPAN
-    asked = Submission.objects.filter(kind=Submission.Kind.JOIN, created_at__gt=since).count()
-    return asked, Consent.objects.filter(kind=Consent.Kind.CONFIRMED, at__gt=since).count()
+    join = models.Count("pk", filter=models.Q(kind=Submission.Kind.JOIN))
+    sent = Submission.objects.filter(created_at__gt=since).aggregate(forms=models.Count("pk"), joined=join)
+    confirmed = Consent.objects.filter(kind=Consent.Kind.CONFIRMED, at__gt=since).count()
+    return LastHour(sent["forms"], sent["joined"], confirmed)

@@ -90,6 +90,17 @@ def test_the_readers_pages_are_measured_beside_nginx_and_beside_a_send() -> None
     assert min(found["pss_mb"].values()) > 0
 
 
+def test_signing_up_is_measured_and_every_kind_of_address_gets_the_same_answer() -> None:
+    found = figures("signups", "--readers=100", "--requests=5", "--seconds=1")
+    assert set(found["enumeration"]) == {"sign-up", "json", "magic link"}
+    for door in found["enumeration"].values():
+        assert door["answers"] == 1
+        assert len(door["auc"]) == 15
+        assert min(door["p50_ms"].values()) > 0
+    assert min(found["signup_rps"], found["signup_p99_ms"], found["signups_decided"]) > 0
+    assert found["signups_taken"] >= found["signup_rps"] * 0.9
+
+
 def test_a_server_without_fsync_is_refused(tmp_path: Path) -> None:
     servers = Servers(tmp_path / "fleeting", postgres_bin=settings.SERVERS.postgres_bin, durable=False)
     with servers.running():
