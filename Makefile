@@ -24,9 +24,9 @@ test: setup  ## Run the tests on real PostgreSQL and Valkey
 	@$(UV) run --frozen --no-sync pytest -n auto --dist loadfile
 
 # A test that was skipped has shown nothing, so none may be.
-faults: setup  ## Break everything, on purpose (SEEDS=n pairs of faults)
+faults: setup  ## Break everything, on purpose (SEEDS=n pairs of faults, FUZZ_EXAMPLES=n malformed requests a door)
 	@report=$$(mktemp) && trap 'rm -f '$$report EXIT && \
-	$(UV) run --frozen --no-sync pytest tests/faults -m "not services" -rs --junitxml=$$report && \
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-1000} $(UV) run --frozen --no-sync pytest tests/faults -m "not services" -rs --junitxml=$$report && \
 	{ ! grep -q 'skipped="[1-9]' $$report || { echo "Some tests were skipped: all of them have to run." >&2; exit 1; }; }
 
 check: setup  ## Lint, types, layers, migrations

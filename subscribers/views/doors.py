@@ -8,7 +8,9 @@ from functools import wraps
 from typing import Any
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import BadRequest, SuspiciousOperation
+from django.http import HttpRequest, HttpResponse, QueryDict, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils import translation
@@ -55,6 +57,14 @@ def from_anywhere(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespon
         return response
 
     return wrapped
+
+
+def fields(request: HttpRequest) -> QueryDict | None:
+    """Return the fields of a form that was posted; None where its body can't be read."""
+    try:
+        return request.POST
+    except (BadRequest, MultiPartParserError, SuspiciousOperation, UnreadablePostError, ValueError):
+        return None
 
 
 def circumstances(request: HttpRequest, *, wording: str = "") -> Circumstances:

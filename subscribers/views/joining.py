@@ -17,7 +17,7 @@ from posts.models import Publication
 from subscribers import addresses, mailboxes, submissions, subscription, tasks, throttling, tokens
 from subscribers.forms import Label, SubscribeForm
 from subscribers.models import Submission
-from subscribers.views.doors import circumstances, client_ip, cookieless, from_anywhere, private
+from subscribers.views.doors import circumstances, client_ip, cookieless, fields, from_anywhere, private
 
 MOST_BYTES = 8 * 1024
 
@@ -82,7 +82,7 @@ def _posted(request: HttpRequest) -> dict[str, str] | QueryDict | None:
     if not length.isdecimal() or len(length) > 9 or int(length) > MOST_BYTES:
         return None
     if request.content_type != "application/json":
-        return request.POST
+        return fields(request)
     try:
         data = json.loads(request.body)
     except (ValueError, RecursionError):

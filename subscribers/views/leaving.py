@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from uuid import UUID
 
-from django.core.exceptions import SuspiciousOperation
-from django.http import HttpRequest, HttpResponse, QueryDict, UnreadablePostError
-from django.http.multipartparser import MultiPartParserError
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
@@ -16,7 +14,7 @@ from posts.models import Publication
 from subscribers import links, subscription, tokens
 from subscribers.forms import PauseForm, SubscribeForm
 from subscribers.models import MagicLink, Subscriber
-from subscribers.views.doors import circumstances, cookieless, private, speaking
+from subscribers.views.doors import circumstances, cookieless, fields, private, speaking
 
 UNDO_FOR = dt.timedelta(hours=24)
 
@@ -36,7 +34,7 @@ def _answer(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
     """Show the button, or do what was pressed; a POST that names nothing else is a mail program's, and leaves."""
     if request.method != "POST":
         return render(request, "subscribers/unsubscribe.html", {"subscriber": subscriber, "weeks": PauseForm.WEEKS})
-    data = _sent(request)
+    data = fields(request) or QueryDict()  # of a body that can't be read: the POST alone says enough
     if "button" in data:
         return leave(request, subscriber)
     if "weeks" in data:
@@ -46,14 +44,6 @@ def _answer(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
         return render(request, "subscribers/unsubscribed.html", {"thanks": True, "undo": data.get("key", "")[:100]})
     subscription.unsubscribe(subscriber.pk, circumstances(request))
     return HttpResponse(_("You are unsubscribed.") + "\n", content_type="text/plain; charset=utf-8")
-
-
-def _sent(request: HttpRequest) -> QueryDict:
-    """Return the fields of a body; of one that can't be read none, since the POST alone says enough."""
-    try:
-        return request.POST
-    except (MultiPartParserError, SuspiciousOperation, UnreadablePostError):
-        return QueryDict()
 
 
 def leave(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
@@ -81,7 +71,7 @@ def _undo_key(request: HttpRequest, subscriber: Subscriber) -> str:
 @require_POST
 def undo(request: HttpRequest) -> HttpResponse:
     """Take back an unsubscribe or a pause by the key that its own answer carried."""
-    subscriber = links.redeem(_sent(request).get("key", "")[:100], MagicLink.Purpose.UNDO)
+    subscriber = links.redeem((fields(request) or QueryDict()).get("key", "")[:100], MagicLink.Purpose.UNDO)
     if subscriber is None or not _take_back(request, subscriber):
         return private(render(request, "subscribers/link_dead.html", {"form": SubscribeForm()}, status=410))
     with speaking(subscriber):
