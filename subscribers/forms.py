@@ -54,6 +54,7 @@ class SubscribeForm(forms.Form):
     """Sign-up: one field that a person sees, one that only a robot fills in, a token, and where he comes from."""
 
     name = "subscribe"
+    wording = _("Send me each issue by e-mail. I can leave at any time.")  # shown with the form, kept with the consent
 
     address = AddressField()
     website = forms.CharField(required=False)

@@ -12,6 +12,7 @@ import dns.reversename
 from django.utils.translation import gettext as _
 
 SECONDS = 4.0  # for one question, all name servers and tries together
+PATIENCE = 1.5  # of who waits for one of many answers
 ROOT = "."
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -23,8 +24,8 @@ class Unasked(Exception):
 class Names:
     """DNS through one resolver; an answer is kept for as long as this object lives."""
 
-    def __init__(self, resolver: dns.resolver.Resolver | None = None) -> None:
-        self._resolver = resolver
+    def __init__(self, resolver: dns.resolver.Resolver | None = None, *, seconds: float | None = None) -> None:
+        self._resolver, self._seconds = resolver, seconds
         self._known: dict[tuple[str, str], list[Any] | None] = {}
 
     def texts(self, name: str) -> list[str]:
@@ -67,12 +68,14 @@ class Names:
     def _answer(self, name: str, kind: str) -> list[Any] | None:
         try:
             resolver = self._resolver or dns.resolver.default_resolver or dns.resolver.Resolver()
-            answer = resolver.resolve(name, kind, search=False, raise_on_no_answer=False, lifetime=SECONDS)
+            answer = resolver.resolve(
+                name, kind, search=False, raise_on_no_answer=False, lifetime=self._seconds or SECONDS
+            )
         except dns.resolver.NXDOMAIN:
             return None
         except dns.exception.Timeout as error:
             words = _("no name server answered the question for %(name)s (%(kind)s) within %(seconds)d seconds")
-            raise Unasked(words % {"name": name, "kind": kind, "seconds": SECONDS}) from error
+            raise Unasked(words % {"name": name, "kind": kind, "seconds": self._seconds or SECONDS}) from error
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
             raise Unasked(f"{name} ({kind}): {error}") from error
         return list(answer.rrset or ())
@@ -101,7 +104,7 @@ def takes_mail(domain: str, names: Names | None = None) -> bool:
     False for a domain that does not exist, one that says that it takes no mail (a null MX, RFC 7505), and one that has
     neither an exchange nor an address (RFC 5321, 5.1). No mail server is asked.
     """
-    names = names or Names()
+    names = names or Names(seconds=PATIENCE)
     try:
         if exchanges := names.exchanges(domain):
             return exchanges != [ROOT]

@@ -115,6 +115,7 @@ def make_publication() -> None:
     publication.sender_name = "Robin at Slow Query"
     publication.sender_address = "robin@slowquery.example.com"
     publication.reply_to = "hello@slowquery.example.com"
+    publication.welcome = (CONTENT.parent / "welcome.md").read_text()
     publication.set_up_at = timezone.now()
     publication.postal_address = "Slow Query\n12 Example Street\nExampleton EX1 2MP"
     with (CONTENT / "avatar.png").open("rb") as avatar:

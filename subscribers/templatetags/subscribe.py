@@ -35,6 +35,7 @@ def subscribe_form(
         "field_id": field_id,
         "campaign": campaign or {},
         "token": token or fresh(SubscribeForm.name),
+        "wording": SubscribeForm.wording,
     }
 
 

@@ -52,6 +52,7 @@ def embedded_form(told: dict[str, str]) -> str:
         "publication": publication,
         "site_url": settings.SITE_URL,
         "told": told,
+        "wording": SubscribeForm.wording,
         "token": tokens.embedded_form_token(SubscribeForm.name),
     }
     with translation.override(publication.language):

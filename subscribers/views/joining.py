@@ -64,12 +64,11 @@ def too_many() -> str:
 
 
 def _submit(request: HttpRequest, form: SubscribeForm) -> None:
-    wording = _("Send me each issue by e-mail. I can leave at any time.")
     tasks.hint_submission(
         submissions.submit(
             Submission.Kind.JOIN,
             form.cleaned_data["address"],
-            circumstances(request, wording=wording),
+            circumstances(request, wording=str(form.wording)),
             source=form.cleaned_data["source"] or _other_site(request)[:100],
             campaign={**_campaign_of_page(request), **form.campaign},
         )
@@ -127,13 +126,13 @@ def _invalid(request: HttpRequest, form: SubscribeForm) -> HttpResponse:
     if _wants_json(request):
         return JsonResponse({"status": "invalid", "errors": form.errors}, status=422)
     # A form that has grown old gets a fresh token, and what was typed stays.
-    about_address = form.errors.get("address", ())
+    # Who has to mend his address takes long enough for any form.
+    told = ("address", "token") if form.token_again and form.has_error("address") else ("address",)
     context = {
         **_kept(request, form),
         "token": form.token_again,
-        "error": " ".join(map(str, about_address)),
-        # One thing at a time: who mends his address takes long enough.
-        "errors": [] if about_address else [error for found in form.errors.values() for error in found],
+        "error": " ".join(map(str, form.errors.get("address", ()))),
+        "errors": [error for name, found in form.errors.items() if name not in told for error in found],
     }
     return render(request, "subscribers/subscribe.html", context, status=422)
 

@@ -66,7 +66,9 @@ def test_abu_2_a_get_of_the_confirmation_changes_nothing(
 ) -> None:
     before = row(bob)
     for _n in range(3):
-        assert client.get(confirm_path(bob)).status_code == 200
+        page = client.get(confirm_path(bob))
+        assert page.status_code == 200
+        assert "<script" not in page.text  # nothing presses the button by itself
     client.head(confirm_path(bob))
     assert row(bob) == before
 

@@ -20,6 +20,7 @@ from django.utils import timezone
 from newsletter import alarms
 from subscribers import addresses, emails, names, submissions, subscription, throttling, tokens
 from subscribers.models import Consent, Submission, Subscriber, SystemMail
+from subscribers.views import author
 from tests.nameserver import NameServer
 
 Join = Callable[..., Any]
@@ -434,6 +435,14 @@ def test_abu_12_the_campaign_of_a_kept_page_is_known_by_the_address_it_was_sent_
     told = dict(Consent.objects.values_list("subscriber__key", "detail"))
     assert told["ada@example.org"] == {"source": "", "utm_source": "letter", "utm_medium": "said"}
     assert told["bo@example.org"] == {"source": ""}
+
+
+def test_the_consent_keeps_the_words_that_stood_with_the_form(client: Client, join: Join) -> None:
+    join("ada@example.org")
+    wording = Consent.objects.get().wording
+    assert wording
+    assert wording in client.get("/subscribe/").text
+    assert wording in author.embedded_form({})
 
 
 def test_what_a_page_says_of_itself_never_refuses_a_reader(join: Join) -> None:
