@@ -114,6 +114,7 @@ def forget() -> None:
         return
     subscription.forget_unconfirmed()
     submissions.forget_old()
+    emails.forget_nobodys()
     Heartbeat.objects.update_or_create(name=FORGET, defaults={"at": Now()})
 
 

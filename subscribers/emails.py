@@ -89,7 +89,8 @@ def send_due(mail_id: int) -> bool:
             _put_off(mail, error)
             return False
         mail.sent_at = timezone.now()
-        mail.save(update_fields=["sent_at"])
+        _part_with_address(mail)
+        mail.save(update_fields=["sent_at", "address"])
         return True
 
 
@@ -119,8 +120,21 @@ def _put_off(mail: SystemMail, error: Exception) -> None:
     mail.due_at = now + _wait(mail)
     if _is_hopeless(mail, now):
         mail.failed_at = now
-    mail.save(update_fields=["attempts", "error", "due_at", "failed_at"])
+        _part_with_address(mail)
+    mail.save(update_fields=["attempts", "error", "due_at", "failed_at", "address"])
     logger.warning("system mail %s not sent, attempt %s: %s", mail.pk, mail.attempts, type(error).__name__)
+
+
+def _part_with_address(mail: SystemMail) -> None:
+    """Keep nothing of an address that was not taken, once it was told so."""
+    if mail.kind == SystemMail.Kind.DISPOSABLE:
+        mail.address = ""
+
+
+def forget_nobodys() -> None:
+    """Delete the mails of nobody that no throttle counts any more: of readers who never confirmed or were not taken."""
+    nobodys = SystemMail.objects.filter(subscriber=None).exclude(mailbox="")
+    nobodys.filter(created_at__lt=timezone.now() - throttling.COUNTED).delete()
 
 
 def _wait(mail: SystemMail) -> dt.timedelta:

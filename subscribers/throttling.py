@@ -17,6 +17,7 @@ from subscribers.models import Consent, Submission, SystemMail
 
 # A mailbox: at most this many in each of these spans.
 MAILBOX_LIMITS = [(dt.timedelta(minutes=15), 1), (dt.timedelta(hours=24), 3), (dt.timedelta(days=30), 5)]
+COUNTED = MAILBOX_LIMITS[-1][0]  # no mail counts for longer
 SPAN = dt.timedelta(hours=1)  # in which a network's and the site's sign-ups are counted
 Kind = SystemMail.Kind
 ASKED_FOR = [Kind.CONFIRM, Kind.REMINDER, Kind.ALREADY, Kind.DISPOSABLE]

@@ -321,6 +321,7 @@ def test_abu_6_the_mail_tells_the_owner_the_truth(client: Client, everybody: lis
         "bob@example.org": "Confirm your subscription to Query Notes",
         "carol@example.org": "Confirm your subscription to Query Notes",
     }
+    assert not SystemMail.objects.filter(address=DISPOSABLE).exists()  # it says that it is not kept
 
 
 def test_abu_6_a_decided_form_keeps_nothing_of_the_person(join: Join) -> None:

@@ -114,6 +114,9 @@ def test_abu_4_after_a_week_nothing_is_left_of_who_did_not_confirm(join: Join) -
     assert not Consent.objects.exists()
     left = SystemMail.objects.get(kind="confirm")
     assert ADDRESS not in f"{left.address}{left.mailbox}{left.context}"
+    pass_hours(24 * 24)
+    sweeper.forget()
+    assert not SystemMail.objects.exists()
 
 
 def test_asking_once_more_keeps_him_for_another_week(join: Join, confirm_path: Any, client: Client) -> None:
