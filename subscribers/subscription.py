@@ -223,10 +223,11 @@ def suppress(address: str, *, reason: str, note: str = "") -> Suppression:
 
 @transaction.atomic
 def never_again(subscriber_id: int, address_hash: str, circumstances: Circumstances = NOWHERE) -> None:
-    """Suppress the address of the hash, given in hexadecimal digits, and let its reader go, if he is still there."""
-    if Subscriber.objects.filter(pk=subscriber_id).exists():
+    """Suppress the address of the hash, given in hexadecimal digits, and let its reader go, if he still has it."""
+    digest = bytes.fromhex(address_hash)
+    if Subscriber.objects.filter(pk=subscriber_id, address_hash=digest).exists():
         unsubscribe(subscriber_id, circumstances)
-    _suppress(bytes.fromhex(address_hash), reason=Suppression.Reason.ASKED)
+    _suppress(digest, reason=Suppression.Reason.ASKED)
 
 
 def _suppress(address_hash: bytes, *, reason: str, note: str = "") -> Suppression:

@@ -17,6 +17,7 @@ from django.utils import timezone
 from newsletter import rendering
 from newsletter.models import Issue
 from posts.models import Post, Publication, Snippet, Tag
+from subscribers import emails
 from subscribers.models import Subscriber
 from tests.factories import make_issue, make_post
 from tests.posts.test_markdown import ATTACKS, CORPORA, dangers, needs_corpora
@@ -70,7 +71,7 @@ class Place:
         Tag.objects.filter(pk=self.tag.pk).update(name=text[:60])
         Snippet.objects.filter(pk=self.snippet.pk).update(name=text[:60], body=text)
         Issue.objects.filter(pk=self.issue.pk).update(subject=text[:200], preheader=text[:200], introduction=text)
-        Publication.objects.update(name=text[:100], tagline=text[:200], byline=text[:100], about=text)
+        Publication.objects.update(name=text[:100], tagline=text[:200], byline=text[:100], about=text, welcome=text)
         Subscriber.objects.filter(pk=self.reader.pk).update(name=text[:100])
         self.issue.refresh_from_db()
         self.reader.refresh_from_db()
@@ -119,6 +120,8 @@ SHOWN: dict[str, Callable[[Place, Client], str]] = {
     "admin: issue": admin("newsletter_issue_change", "issue"),
     "admin: preview": admin("newsletter_issue_preview", "issue"),
     "admin: reader": admin("subscribers_subscriber_change", "reader"),
+    "admin: welcome mail": page("/admin/welcome/"),
+    "welcome mail": lambda place, client: str(emails.welcome().alternatives[0][0]),
 }  # fmt: skip
 
 

@@ -125,6 +125,18 @@ def test_abu_1_never_again_suppresses_by_post_alone(client: Client, publication:
     assert (bob.suppressed, bob.status) == (True, Status.UNSUBSCRIBED)
 
 
+def test_never_again_lets_nobody_go_who_has_another_address_by_now(
+    client: Client, publication: object, alice: Subscriber
+) -> None:
+    url = emails.never_url(alice)
+    alice.address = "alice@example.com"
+    alice.save()
+    client.post(url[url.index("/never/") :])
+    alice.refresh_from_db()
+    assert (alice.status, alice.suppressed) == (Status.ACTIVE, False)
+    assert Suppression.objects.exists()
+
+
 def test_a_suppressed_address_is_sent_nothing(join: Callable[..., Any], dave: Subscriber) -> None:
     join(dave.address)
     assert not SystemMail.objects.exists()
