@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_AT_ONCE = 20.0
 KEPT = dt.timedelta(days=2)  # longer than anything that throttling counts
+WAITED = dt.timedelta(days=7)
 
 
 def submit(
@@ -68,8 +69,10 @@ def decide_waiting(limit: int = 200, *, seconds: float = SECONDS_AT_ONCE) -> int
 
 
 def forget_old() -> None:
-    """Delete what throttles count no more."""
-    Submission.objects.filter(created_at__lt=timezone.now() - KEPT).delete()
+    """Delete what throttles count no more, and what could not be decided in a week."""
+    now = timezone.now()
+    Submission.objects.exclude(decided_at=None).filter(created_at__lt=now - KEPT).delete()
+    Submission.objects.waiting().filter(created_at__lt=now - WAITED).delete()
 
 
 def _takes_mail(address: str) -> bool:

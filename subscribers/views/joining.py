@@ -47,7 +47,7 @@ def subscribe_form(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         return _invalid(request, form)
     if not allows(request):
-        return _refuse(request, too_many(), status=429)
+        return _refuse(request, too_many(), status=429, form=form)
     if throttling.is_flooded() and not _has_pressed_again(request, form):
         return _challenge(request, form)
     _submit(request, form)
@@ -146,11 +146,12 @@ def _kept(request: HttpRequest, form: SubscribeForm) -> dict[str, Any]:
     }
 
 
-def _refuse(request: HttpRequest, message: str, *, status: int) -> HttpResponse:
+def _refuse(request: HttpRequest, message: str, *, status: int, form: SubscribeForm | None = None) -> HttpResponse:
     if _wants_json(request):
         response: HttpResponse = JsonResponse({"status": "invalid", "errors": {"__all__": [message]}}, status=status)
     else:
-        response = render(request, "subscribers/subscribe.html", {"errors": [message]}, status=status)
+        context = {"errors": [message], **(_kept(request, form) if form else {})}
+        response = render(request, "subscribers/subscribe.html", context, status=status)
     if status == 429:
         response["Retry-After"] = "3600"
     return response

@@ -108,6 +108,7 @@ def test_abu_4_a_network_that_asks_too_often_is_told_so(join: Join, client: Clie
     assert [answer.status_code for answer in answers] == [302] * 5 + [429]
     assert answers[-1]["Retry-After"] == "3600"
     assert "try again in an hour" in answers[-1].text
+    assert 'value="reader5@example.org"' in answers[-1].text
     assert confirmations() == 5
     link = client.post("/preferences/", {"address": "reader0@example.org"})
     assert (link.status_code, "try again in an hour" in link.text) == (429, True)
@@ -330,6 +331,14 @@ def test_abu_6_a_decided_form_keeps_nothing_of_the_person(join: Join) -> None:
     with time_machine.travel(timezone.now() + dt.timedelta(days=3)):
         submissions.forget_old()
     assert not Submission.objects.exists()
+
+
+def test_a_form_waits_a_week_for_a_worker(client: Client, publication: object) -> None:
+    client.post(FORM, filled("ada@example.org"))
+    for days, left in ((6, 1), (8, 0)):
+        with time_machine.travel(timezone.now() + dt.timedelta(days=days)):
+            submissions.forget_old()
+        assert Submission.objects.count() == left
 
 
 def test_abu_6_a_form_is_decided_once(client: Client, publication: object) -> None:
