@@ -155,6 +155,12 @@ class PublicationForm(forms.ModelForm):
             "recommendations": UnfoldAdminTextareaWidget(attrs={"rows": 5}),
             "postal_address": UnfoldAdminTextareaWidget(attrs={"rows": 3}),
         }
+        help_texts = {
+            "welcome": _(
+                "Goes to each new reader once he has confirmed. Empty: a short standard text. Once saved, “Welcome mail” in "
+                "the menu shows both its parts as they will be sent."
+            )
+        }
 
 
 @admin.register(Publication)
