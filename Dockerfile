@@ -27,7 +27,7 @@ FROM python:3.11-slim-bookworm AS run
 # The letters of the cards that stand for posts elsewhere.
 RUN apt-get update && apt-get install --yes --no-install-recommends fonts-dejavu-core && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /app masthead \
-    && install --directory --owner=masthead --group=masthead /app/media
+    && install --directory --owner=masthead --group=masthead /app/media /app/spool
 COPY --from=build /app /app
 WORKDIR /app
 
@@ -35,11 +35,12 @@ ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     MEDIA_ROOT=/app/media \
+    SPOOL_DIR=/app/spool \
     GRANIAN_HOST=0.0.0.0 \
     GRANIAN_PORT=8000
 
 USER masthead
-VOLUME /app/media
+VOLUME /app/media /app/spool
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 CMD ["granian", "--interface", "wsgi", "--workers", "2", "--blocking-threads", "8", "newsletter.wsgi:application"]

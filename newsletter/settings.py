@@ -60,6 +60,9 @@ SECURE_REFERRER_POLICY = "strict-origin-when-cross-origin"
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 6 * 1024 * 1024
 
+# Every page answers 503, but for unsubscribing.
+MAINTENANCE = env.bool("MAINTENANCE", False)
+
 INSTALLED_APPS = [
     "unfold",
     "django.contrib.admin",
@@ -86,6 +89,7 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
     "newsletter.csp.AdminPolicyMiddleware",
+    "newsletter.maintenance.MaintenanceMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -196,6 +200,8 @@ COLLECTED = not (EMBEDDED or TESTING)
 STATIC_ROOT = Path(env.str("STATIC_ROOT", "") or BASE_DIR / "staticfiles") if COLLECTED else None
 MEDIA_URL = "/media/"
 MEDIA_ROOT = Path(env.str("MEDIA_ROOT", "") or (EMBEDDED_DIR / "media" if EMBEDDED else BASE_DIR / "media"))
+# Who unsubscribes while the database can't write; the web processes and the workers share it.
+SPOOL_DIR = Path(env.str("SPOOL_DIR", "") or (EMBEDDED_DIR / "spool" if EMBEDDED else BASE_DIR / "spool"))
 WHITENOISE_USE_FINDERS = not COLLECTED
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

@@ -17,7 +17,7 @@ from django.utils import timezone
 from newsletter import alarms, delivery, preflight, reconciliation, schedule
 from newsletter.models import Heartbeat, Issue, Slot
 from posts.models import Post, Publication
-from subscribers import emails, instance, notes, submissions, subscription
+from subscribers import emails, instance, notes, spool, submissions, subscription
 from subscribers.models import ReaderCount
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,12 @@ def forget() -> None:
     submissions.forget_old()
     emails.forget_nobodys()
     Heartbeat.objects.update_or_create(name=FORGET, defaults={"at": Now()})
+
+
+def unsubscribe_late() -> None:
+    """Carry out what was unsubscribed while the database could not write."""
+    if count := spool.replay(subscription.unsubscribe_late):
+        logger.warning("%s unsubscribes were carried out late: the database could not write", count)
 
 
 def settle_unknown() -> None:
@@ -282,6 +288,7 @@ def look_before_sending() -> None:
 
 
 STEPS = (
+    unsubscribe_late,
     end_leases,
     find_left_behind,
     start_frozen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from django.db import connection, models, transaction
 from django.utils import timezone
@@ -149,6 +150,14 @@ def unsubscribe(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> b
     subscriber.system_mail.due().update(failed_at=timezone.now(), error="the reader left")
     circumstances.record(subscriber, Kind.UNSUBSCRIBED)
     return True
+
+
+def unsubscribe_late(unsubscribe_id: UUID, at: dt.datetime) -> None:
+    """Carry out an unsubscribe of `at`, when the database could not write; not where the reader came back since."""
+    subscriber = Subscriber.objects.filter(unsubscribe_id=unsubscribe_id).first()
+    came_back = [Kind.CONFIRMED, Kind.RESUBSCRIBED]
+    if subscriber and not subscriber.consents.filter(kind__in=came_back, at__gt=at).exists():
+        unsubscribe(subscriber.pk)
 
 
 def note_reason(subscriber_id: int, because: str) -> None:

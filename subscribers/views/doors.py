@@ -33,11 +33,12 @@ def private(response: HttpResponse) -> HttpResponse:
 
 
 def cookieless(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Never answer with a cookie: Django would replace a malformed CSRF cookie, which nobody here reads."""
+    """Never answer with a cookie: Django would replace a malformed CSRF cookie, and take back a session that ended."""
 
     @wraps(view)
     def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         request.META.pop("CSRF_COOKIE_NEEDS_UPDATE", None)
+        request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
         return view(request, *args, **kwargs)
 
     return csrf_exempt(wrapped)

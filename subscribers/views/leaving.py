@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from uuid import UUID
 
+from django.db import InterfaceError, InternalError, OperationalError
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
 from posts.models import Publication
-from subscribers import links, subscription, tokens
+from subscribers import links, spool, subscription, tokens
 from subscribers.forms import PauseForm, SubscribeForm
 from subscribers.models import MagicLink, Subscriber
 from subscribers.views.doors import circumstances, cookieless, fields, private, speaking
+
+logger = logging.getLogger(__name__)
 
 UNDO_FOR = dt.timedelta(hours=24)
 
@@ -24,10 +28,29 @@ UNDO_FOR = dt.timedelta(hours=24)
 def unsubscribe(request: HttpRequest, unsubscribe_id: UUID) -> HttpResponse:
     """One-click unsubscribe (RFC 8058): POST leaves and answers 200 without a redirect; GET shows the button."""
     if request.method == "POST" and unsubscribe_id == tokens.probe_id():  # the doctor, who is no reader
-        return private(HttpResponse(_("This address works.") + "\n", content_type="text/plain; charset=utf-8"))
-    subscriber = get_object_or_404(Subscriber, unsubscribe_id=unsubscribe_id)
-    with speaking(subscriber):
-        return private(_answer(request, subscriber))
+        return private(_plain(_("This address works.")))
+    try:
+        subscriber = get_object_or_404(Subscriber, unsubscribe_id=unsubscribe_id)
+        with speaking(subscriber):
+            return private(_answer(request, subscriber))
+    except (OperationalError, InterfaceError, InternalError):  # the database is away, or may only be read
+        if request.method == "POST" and _is_noted(unsubscribe_id):
+            return private(_plain(_("You are unsubscribed.")))
+        raise
+
+
+def _is_noted(unsubscribe_id: UUID) -> bool:
+    """Write down for later who leaves; False where even that is not possible."""
+    try:
+        spool.keep(unsubscribe_id)
+    except OSError as error:
+        logger.critical("an unsubscribe could not be kept: %s", error)
+        return False
+    return True
+
+
+def _plain(words: str) -> HttpResponse:
+    return HttpResponse(words + "\n", content_type="text/plain; charset=utf-8")
 
 
 def _answer(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
@@ -43,7 +66,7 @@ def _answer(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
         subscription.note_reason(subscriber.pk, data.get("because", ""))
         return render(request, "subscribers/unsubscribed.html", {"thanks": True, "undo": data.get("key", "")[:100]})
     subscription.unsubscribe(subscriber.pk, circumstances(request))
-    return HttpResponse(_("You are unsubscribed.") + "\n", content_type="text/plain; charset=utf-8")
+    return _plain(_("You are unsubscribed."))
 
 
 def leave(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:

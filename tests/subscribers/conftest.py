@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.forms.models import model_to_dict
 from django.test import Client
 from django.urls import reverse
@@ -45,3 +46,19 @@ def row() -> Callable[[Subscriber], dict[str, Any]]:
         return {**model_to_dict(fresh), "consents": fresh.consents.count(), "mail": fresh.system_mail.count()}
 
     return read
+
+
+@pytest.fixture
+def database() -> Callable[[], dict[str, str]]:
+    """A fingerprint of each table that holds anything of a reader, to compare before and after."""
+
+    def fingerprints() -> dict[str, str]:
+        names = [name for name in connection.introspection.table_names() if name.startswith(("subscribers_", "news"))]
+        with connection.cursor() as cursor:
+            found = {}
+            for name in names:
+                cursor.execute(f"SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {name} t")
+                found[name] = cursor.fetchone()[0]
+        return found
+
+    return fingerprints
