@@ -157,8 +157,8 @@ class PublicationForm(forms.ModelForm):
         }
         help_texts = {
             "welcome": _(
-                "Goes to each new reader once he has confirmed. Empty: a short standard text. Once saved, “Welcome mail” "
-                "in the menu shows both its parts as they will be sent."
+                "Goes to each new reader once he has confirmed. Empty: a short standard text. Once saved, “Welcome "
+                "mail” in the menu shows both its parts as they will be sent."
             )
         }
 
