@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import lru_cache
@@ -24,7 +24,7 @@ from posts import theme
 logger = logging.getLogger(__name__)
 
 SIZE = WIDTH, HEIGHT = 1200, 630  # what Open Graph's readers show whole
-LOOK = 1  # another number gives every card a new address: raise it with a change of how they look
+LOOK = 2  # another number gives every card a new address: raise it with a change of how they look
 MARGIN, RULE, FACE = 84, 14, 96
 SPACE = WIDTH - 2 * MARGIN  # for a line
 ROOM = 330  # for the title's lines
@@ -94,6 +94,13 @@ def _keep(path: Path, data: bytes, owner: str) -> None:
             other.unlink(missing_ok=True)
 
 
+def drop(owners: Collection[str]) -> None:
+    """Remove what is kept for `owners`, such as deleted posts."""
+    for file in _folder().glob("*-*.png"):
+        if file.name.partition("-")[0] in owners:
+            file.unlink(missing_ok=True)
+
+
 # Drawing
 
 
@@ -112,8 +119,9 @@ def draw(card: Card) -> bytes:
 
 def _draw_title(pen: ImageDraw.ImageDraw, title: str) -> None:
     font, lines = fitted(title)
+    edge, anchor = (WIDTH - MARGIN, "ra") if from_the_right(title) else (MARGIN, "la")
     for number, line in enumerate(lines):
-        pen.text((MARGIN, MARGIN + number * font.size * LEADING), line, font=font, fill=WHITE, anchor="la")
+        pen.text((edge, MARGIN + number * font.size * LEADING), line, font=font, fill=WHITE, anchor=anchor)
 
 
 def _draw_foot(picture: Image.Image, pen: ImageDraw.ImageDraw, card: Card, ground: str) -> None:
@@ -122,12 +130,13 @@ def _draw_foot(picture: Image.Image, pen: ImageDraw.ImageDraw, card: Card, groun
     if card.avatar and (face := _face(card.avatar)):
         picture.paste(face, (left, middle - FACE // 2), _circle())
         left += FACE + 28
-    words = [(card.name, WHITE, 1.15), (card.byline, theme.mix(ground, WHITE, 0.78), 1.0)]
-    shown = [(one_line(text), fill, round(SMALL * scale)) for text, fill, scale in words if text.strip()]
+    said = [(card.name, WHITE, 1.15), (card.byline, theme.mix(ground, WHITE, 0.78), 1.0)]
+    shown = [(one_line(text), fill, round(SMALL * scale)) for text, fill, scale in said if text.strip()]
     for number, (text, fill, size) in enumerate(shown):
         font = font_of(face_for(text, WORD_FONTS), size)
         place = middle + (number - (len(shown) - 1) / 2) * SMALL * 1.5
-        pen.text((left, place), cut(text, font, WIDTH - MARGIN - left), font=font, fill=fill, anchor="lm")
+        words = cut(in_font(text, font), font, WIDTH - MARGIN - left)
+        pen.text((left, place), words, font=font, fill=fill, anchor="lm")
 
 
 def _face(name: str) -> Image.Image | None:
@@ -154,9 +163,16 @@ def one_line(text: str) -> str:
     return "".join(letter for letter in " ".join(text.split()) if unicodedata.category(letter) != "Cc")
 
 
+def from_the_right(text: str) -> bool:
+    """Tell whether `text` is written from right to left, as its first letter is."""
+    kinds = (unicodedata.bidirectional(letter) for letter in text)
+    return next((kind != "L" for kind in kinds if kind in ("L", "R", "AL")), False)
+
+
 def fitted(title: str) -> tuple[Font, list[str]]:
     """Return the largest font in which the title has room, and its lines; what is too long even so is cut."""
     face = face_for(title, TITLE_FONTS)
+    title = in_font(title, font_of(face, SMALLEST))
     for size in range(LARGEST, SMALLEST - 1, -STEP):
         font, most = font_of(face, size), int(ROOM / (size * LEADING))
         lines = wrapped(title, font, SPACE)
@@ -223,5 +239,12 @@ def _file(name: str) -> str | None:
 
 
 def _covered(text: str, font: Font) -> int:
+    return len(set(in_font(text, font)))
+
+
+def in_font(text: str, font: Font) -> str:
+    """Return `text` without what the font lacks, such as emoji: a box in its place says nothing."""
     missing = bytes(font.getmask(NO_LETTER))
-    return sum(bytes(font.getmask(letter)) != missing for letter in set(text))
+    known = {letter for letter in set(text) if letter.isspace() or bytes(font.getmask(letter)) != missing}
+    words = "".join(filter(known.__contains__, text)).split()
+    return " ".join(word for word in words if any(unicodedata.category(letter)[0] in "LNPS" for letter in word))

@@ -8,7 +8,9 @@ import json
 import zoneinfo
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -198,12 +200,13 @@ class Publication(models.Model):
 
     @property
     def card(self) -> cards.Card:
-        """Return the picture that stands for the publication elsewhere."""
-        return self.card_of(self.name, self.tagline)
+        """Return the picture that stands for the publication elsewhere; below its name stands where it is found."""
+        return self.card_of(self.name, name=urlsplit(settings.SITE_URL).netloc, words=self.tagline)
 
-    def card_of(self, title: str, words: str = "") -> cards.Card:
-        """Return a card in the publication's dress; `words` stand beside its name, or else the author's name does."""
-        return cards.Card(title, self.name, words or self.byline, self.accent_color, self.avatar.name or "")
+    def card_of(self, title: str, *, name: str = "", words: str = "") -> cards.Card:
+        """Return a card in the publication's dress; unless told otherwise it says whose and by whom it is."""
+        foot = (name or self.name, words or self.byline)
+        return cards.Card(title, *foot, self.accent_color, self.avatar.name or "")
 
     @property
     def image(self) -> dict[str, Any]:
@@ -310,6 +313,15 @@ class PostQuerySet(models.QuerySet["Post"]):
     def ready(self) -> PostQuerySet:
         """Posts that the author marked for the next issue."""
         return self.filter(ready=True).exclude(status=Post.Status.WITHDRAWN)
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        """Delete the posts, and the cards that were drawn for them."""
+        owners = {str(pk) for pk in self.values_list("pk", flat=True)}
+        deleted = super().delete()
+        transaction.on_commit(partial(cards.drop, owners))
+        return deleted
+
+    delete.alters_data = delete.queryset_only = True  # type: ignore[attr-defined]  # as Django's own
 
     def render_again(self) -> int:
         """Make anew what is kept of each text, as another language or version has it; return of how many.
@@ -564,6 +576,13 @@ class Post(models.Model):
         with transaction.atomic():
             self._keep_old_address()
             super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """Delete the post, and the card that was drawn for it."""
+        owner = str(self.pk)
+        deleted = super().delete(*args, **kwargs)
+        transaction.on_commit(partial(cards.drop, {owner}))
+        return deleted
 
     def derive(self) -> None:
         """Make of the Markdown what pages and search show; raise ValueError on a text that can't be rendered.

@@ -1,6 +1,7 @@
 """The pages that readers browse. None of them sets a cookie or needs JavaScript."""
 
 import datetime as dt
+import errno
 import sys
 from typing import Any
 
@@ -33,6 +34,8 @@ RESULTS = 20
 TAGS = 16
 RETRY_SECONDS = 30  # before a page is asked for again that the database was missing for
 YEAR = 365 * 24 * 3600
+CARD_SHARED = 60  # seconds for which a shared cache answers for a card by itself
+MOVED = 300  # seconds for which a browser may know by itself where a post went: its address may be changed back
 SECURITY_VALID = dt.timedelta(days=180)
 
 
@@ -100,7 +103,7 @@ def theme_css(request: HttpRequest, fingerprint: str) -> HttpResponse:
 def card(request: HttpRequest, fingerprint: str, slug: str = "") -> HttpResponse:
     """Serve the picture that stands for a post or, without `slug`, for the site; one of before is not there any more.
 
-    So a stranger's address draws nothing, and what is withdrawn shows nothing.
+    So a stranger's address draws nothing, and what is withdrawn shows nothing: a shared cache asks again each minute.
     """
     posts = Post.objects.published().only("title", "cover", "visibility")
     post = get_object_or_404(posts, slug=slug) if slug else None
@@ -108,7 +111,7 @@ def card(request: HttpRequest, fingerprint: str, slug: str = "") -> HttpResponse
     if not drawn or drawn.fingerprint != fingerprint:
         raise Http404
     response = HttpResponse(cards.kept(drawn, owner=str(post.pk) if post else "site"), content_type="image/png")
-    patch_cache_control(response, public=True, immutable=True, max_age=YEAR)
+    patch_cache_control(response, public=True, immutable=True, max_age=YEAR, s_maxage=CARD_SHARED)
     if post and post.visibility == Post.Visibility.UNLISTED:
         response["X-Robots-Tag"] = "noindex"
     return response
@@ -139,7 +142,12 @@ def favicon(request: HttpRequest) -> HttpResponse:
 @require_safe
 def media(request: HttpRequest, path: str) -> HttpResponseBase:
     """Serve an uploaded image; a reverse proxy may answer for this path instead."""
-    response = static.serve(request, path, document_root=str(settings.MEDIA_ROOT))
+    try:
+        response = static.serve(request, path, document_root=str(settings.MEDIA_ROOT))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise Http404 from error
+        raise
     patch_cache_control(response, public=True, max_age=YEAR)
     return response
 
@@ -152,7 +160,9 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
         return render(request, "410.html", status=410)
     moved = Post.objects.published().filter(redirects__path__in=spellings(request.path)).first()
     if moved:
-        return HttpResponsePermanentRedirect(moved.get_absolute_url())
+        response = HttpResponsePermanentRedirect(moved.get_absolute_url())
+        patch_cache_control(response, public=True, max_age=MOVED)
+        return response
     return render(request, "404.html", status=404)
 
 

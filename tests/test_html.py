@@ -23,7 +23,7 @@ def pages(client: Client, publication: Publication, bob: Subscriber) -> Iterator
     site.make_site(publication)
     refused = client.post("/subscribe/form/", {"address": "ada@"}).text
     forged = Client(enforce_csrf_checks=True).post("/preferences/", {"address": "ada@example.org"}).text
-    stand_alone = [(name, loader.get_template(name).render()) for name in ("500.html", "503.html")]
+    stand_alone = [(name, loader.get_template(name).render()) for name in ("400.html", "500.html", "503.html")]
     read = [(path, client.get(path).text) for path in [*site.PAGES, *site.doors(bob)]]
     client.cookies[SESSION_COOKIE] = links.begin_session(bob)
     return iter(

@@ -153,13 +153,13 @@ def test_a_page_is_asked_for_once_in_each_of_its_three_forms(proxy: Proxy) -> No
 
 
 def test_unsubscribing_is_passed_on_as_it_came_and_nothing_silent_is_kept(proxy: Proxy) -> None:
-    for path in ("/u/some-id", "/u/some-id/", "/search/?q=x"):
+    for path in ("/u/some-id", "/u/some-id/", "/preferences/"):
         for _turn in range(2):
             answer = proxy.ask(path, "POST" if path.startswith("/u/") else "GET", body="List-Unsubscribe=One-Click")
             assert answer.status == 200
     assert [(method, path) for method, path, _form in proxy.masthead.asked] == [
         ("POST", "/u/some-id"), ("POST", "/u/some-id"), ("POST", "/u/some-id/"), ("POST", "/u/some-id/"),
-        ("GET", "/search/?q=x"), ("GET", "/search/?q=x"),
+        ("GET", "/preferences/"), ("GET", "/preferences/"),
     ]  # fmt: skip
 
 

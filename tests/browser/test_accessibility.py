@@ -109,7 +109,7 @@ def test_axe_finds_nothing_on_what_answers_a_form(
     assert looked_at(page) == {}
 
 
-@pytest.mark.parametrize("name", ["403_csrf.html", "500.html", "503.html"])
+@pytest.mark.parametrize("name", ["400.html", "403.html", "403_csrf.html", "500.html", "503.html"])
 def test_axe_finds_nothing_where_something_failed(
     publication: Publication, live_server: LiveServer, page: Page, rf: RequestFactory, name: str
 ) -> None:

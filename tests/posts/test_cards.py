@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
@@ -68,7 +69,7 @@ def test_a_page_names_the_card_of_its_post_and_it_is_there_for_long(client: Clie
     found = metas(client.get(published().get_absolute_url()).text)
     answer = client.get(found["og:image"].removeprefix(settings.SITE_URL))
     assert answer["Content-Type"] == "image/png"
-    assert set(answer["Cache-Control"].split(", ")) == {"public", "immutable", "max-age=31536000"}
+    assert set(answer["Cache-Control"].split(", ")) == {"public", "immutable", "max-age=31536000", "s-maxage=60"}
     assert not answer.cookies
     picture = Image.open(io.BytesIO(answer.content))
     assert picture.size == (int(found["og:image:width"]), int(found["og:image:height"])) == (1200, 630)
@@ -80,6 +81,22 @@ def test_pages_without_a_post_name_the_sites_card(client: Client, page: str) -> 
     found = metas(client.get(page).text)
     assert found["og:image"] == Publication.current().image["url"]
     assert client.get(address(Publication.current()))["Content-Type"] == "image/png"
+
+
+def test_the_sites_card_says_once_what_it_is_called_and_where_it_is_found(publication: Publication) -> None:
+    publication.tagline = "A letter a week"
+    shown = (publication.card.title, publication.card.name, publication.card.byline)
+    assert shown == (publication.name, urlsplit(settings.SITE_URL).netloc, "A letter a week")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_deleted_posts_card_goes_with_it(client: Client) -> None:
+    posts = [published(f"On locks {number}") for number in range(4)]
+    for post in posts:
+        client.get(address(post))
+    posts[0].delete()
+    Post.objects.filter(pk__in=[posts[1].pk, posts[2].pk]).delete()
+    assert [file.name.partition("-")[0] for file in files()] == [str(posts[3].pk)]
 
 
 def test_a_cover_is_shown_instead_and_no_card_is_drawn(client: Client) -> None:
@@ -193,6 +210,16 @@ def test_a_font_is_taken_that_has_the_letters() -> None:
     if not cards.face_for("б", cards.TITLE_FONTS):
         pytest.skip("This system has none of the fonts.")
     assert cards.draw(card("бббб")) != cards.draw(card("дддд"))  # else both were four empty boxes
+
+
+def test_no_box_stands_for_what_no_font_has() -> None:
+    assert cards.draw(card("🔒 On 👩‍💻 locks 🏳️‍🌈")) == cards.draw(card("On locks"))
+
+
+@pytest.mark.parametrize(("title", "edge"), [("On locks", cards.MARGIN), ("שלום", cards.SPACE), ("مرحبا", cards.SPACE)])
+def test_a_title_begins_where_its_letters_do(title: str, edge: int) -> None:
+    ground = drawn(card("")).crop((edge, cards.MARGIN, edge + cards.MARGIN, cards.MARGIN + cards.ROOM))
+    assert drawn(card(title)).crop((edge, cards.MARGIN, edge + cards.MARGIN, cards.MARGIN + cards.ROOM)) != ground
 
 
 def test_pillows_own_font_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.core.files.base import ContentFile
 from django.template import loader
 from django.test import Client
@@ -218,6 +219,7 @@ def test_an_old_address_leads_to_the_post(client: Client, publication: Publicati
     Redirect.objects.create(path=old, post=post)
     response = client.get(old)
     assert response.status_code == 301
+    assert set(response["Cache-Control"].split(", ")) == {"public", "max-age=300"}
     assert response["Location"] == post.get_absolute_url()
 
 
@@ -318,6 +320,28 @@ def test_pages_name_the_canonical_origin_whatever_host_was_asked(client: Client,
     post = publish("On locks")
     for address in ("/", "/feed.xml", "/rss.xml", "/feed.json", "/sitemap.xml", "/robots.txt", post.get_absolute_url()):
         assert "[::1]" not in client.get(address, headers={"host": "[::1]"}).content.decode()
+
+
+@pytest.mark.parametrize("host", ["elsewhere.example", "127.0.0.1:x", ""])
+def test_a_foreign_host_is_refused_in_the_sites_dress_and_led_to_the_site(client: Client, host: str) -> None:
+    for address in ("/", "/nowhere/"):
+        response = client.get(address, headers={"host": host})
+        assert response.status_code == 400
+        assert f'href="{settings.SITE_URL}/"' in response.text
+        assert "site.css" in response.text
+
+
+def test_who_may_not_see_a_page_is_told_so_in_the_sites_dress(client: Client, publication: Publication) -> None:
+    client.force_login(User.objects.create_user("guest", is_staff=True))
+    response = client.get("/admin/posts/post/add/")
+    assert response.status_code == 403
+    assert "This page is not open to you" in response.text
+    assert publication.name in response.text
+
+
+@pytest.mark.parametrize("name", ["a" * 300, f"covers/{'a' * 300}/x.png", "%00", "..%2fsecret", "cards/", "a" * 5000])
+def test_a_picture_that_cant_be_there_is_not_found(client: Client, publication: Publication, name: str) -> None:
+    assert client.get(f"/media/{name}").status_code in (400, 404)
 
 
 def test_an_error_page_needs_nothing_that_may_have_failed() -> None:
