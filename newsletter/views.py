@@ -1,18 +1,22 @@
-"""The archive of issues, and the mail itself in a browser."""
+"""The archive of issues, the mail itself in a browser, and what a reader's desk shows and forgets of his copies."""
 
 from csp.constants import NONE, SELF, UNSAFE_INLINE
 from csp.decorators import csp
 from django.conf import settings
 from django.core import signing
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import get_object_or_404, render
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 
-from newsletter import clicks, rendering
+from newsletter import clicks, erasure, holdings, rendering
 from newsletter.models import Issue
 from posts import pagecache, shelves
 from posts.models import Post
-from subscribers.views.doors import client_ip
+from subscribers.models import Subscriber
+from subscribers.views.doors import at_desk, client_ip, forget
+
+ISSUES_A_PAGE = 50
 
 # A mail brings its styles along; nothing else may load, and no script runs.
 MAIL_POLICY = {
@@ -71,3 +75,38 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
     response["Cache-Control"] = "no-store"
     response["X-Robots-Tag"] = "noindex, nofollow"
     return response
+
+
+@require_safe
+@at_desk
+def reader_data(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    """Show a reader what is held about him."""
+    return render(request, "newsletter/reader_data.html", {"held": holdings.held(subscriber), "subscriber": subscriber})
+
+
+@require_safe
+@at_desk
+def reader_data_file(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    """Give a reader what is held about him, to take along (GDPR, Art. 20)."""
+    response = JsonResponse(holdings.held(subscriber), json_dumps_params={"indent": 2, "ensure_ascii": False})
+    response["Content-Disposition"] = 'attachment; filename="my-data.json"'
+    return response
+
+
+@require_safe
+@at_desk
+def reader_issues(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    """Show a reader what was sent to him, and what was not and why."""
+    page = Paginator(holdings.copies(subscriber), ISSUES_A_PAGE).get_page(request.GET.get("page"))
+    copies = [(copy, rendering.view_url(copy.issue)) for copy in page]
+    return render(request, "newsletter/reader_issues.html", {"page": page, "copies": copies})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@at_desk
+def reader_erase(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    """Say on GET what is forgotten and what can't be, and forget it on POST."""
+    if request.method != "POST":
+        return render(request, "newsletter/reader_erase.html", {"subscriber": subscriber})
+    erasure.erase(subscriber.pk, keep_out="keep_out" in request.POST)
+    return forget(request, render(request, "newsletter/reader_erase.html", {"done": True}))

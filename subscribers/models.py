@@ -160,6 +160,8 @@ class Suppression(models.Model):
         COMPLAINED = "complained", _("Complained")
         ASKED = "asked", _("Asked never to be mailed")
         MANUAL = "manual", _("Set by the author")
+        # The only one that the person's own sign-up lifts.
+        ERASED = "erased", _("Was erased and is not to come back by an import")
 
     address_hash = models.BinaryField(max_length=32, unique=True, editable=False)
     reason = models.CharField(max_length=10, choices=Reason)

@@ -61,7 +61,7 @@ def join(
     """
     key = addresses.canonical(address)
     address_hash = addresses.keyed_hash(key)
-    if Suppression.objects.filter(address_hash=address_hash).exists():
+    if Suppression.objects.filter(address_hash=address_hash).exclude(reason=Suppression.Reason.ERASED).exists():
         return None
     if not throttling.mailbox_allows(key, SystemMail.Kind.CONFIRM):
         return None
@@ -72,7 +72,7 @@ def join(
         ignore_conflicts=True,
     )
     subscriber = Subscriber.objects.select_for_update().get(key=key)
-    if subscriber.status == Status.ACTIVE:
+    if _is_confirmed(subscriber):
         return emails.owe(SystemMail.Kind.ALREADY, subscriber=subscriber)
     circumstances.record(subscriber, Kind.REQUESTED, source=source, **(campaign or {}))
     if subscriber.status == Status.PENDING:
@@ -102,7 +102,7 @@ def confirm(token: str, circumstances: Circumstances = NOWHERE) -> tuple[Subscri
     subscriber = confirmable(token, lock=True)
     if subscriber is None:
         return None
-    if subscriber.status == Status.ACTIVE:
+    if _is_confirmed(subscriber):
         return subscriber, None
     return subscriber, _activate(subscriber, Kind.CONFIRMED, circumstances)
 
@@ -246,8 +246,15 @@ def _suppress(address_hash: bytes, *, reason: str, note: str = "") -> Suppressio
     return suppression
 
 
+def _is_confirmed(subscriber: Subscriber) -> bool:
+    """Tell whether there is nothing to confirm: an import does not speak for somebody who had himself erased."""
+    erased = Suppression.objects.filter(address_hash=subscriber.address_hash, reason=Suppression.Reason.ERASED)
+    return subscriber.status == Status.ACTIVE and not erased.exists()
+
+
 def _activate(subscriber: Subscriber, kind: str, circumstances: Circumstances) -> SystemMail:
     subscriber.status, subscriber.confirmed_at = Status.ACTIVE, timezone.now()
     subscriber.save(update_fields=["status", "confirmed_at"])
+    Suppression.objects.filter(address_hash=subscriber.address_hash, reason=Suppression.Reason.ERASED).delete()
     circumstances.record(subscriber, kind)
     return emails.owe(SystemMail.Kind.WELCOME, subscriber=subscriber)
