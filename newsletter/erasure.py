@@ -61,6 +61,7 @@ def _empty_neighbours(reader: Subscriber) -> None:
     """Delete what other tables hold of him: keys, sessions, mail, forms that wait, names in the admin's history."""
     reader.magic_links.all().delete()
     reader.sessions.all().delete()
+    reader.address_changes.all().delete()
     his = models.Q(subscriber=reader) | models.Q(address__iexact=reader.address)
     SystemMail.objects.filter(his).delete()
     Submission.objects.filter(sent__address__iexact=reader.address).delete()

@@ -31,6 +31,9 @@ def held(subscriber: Subscriber) -> dict[str, Any]:
                 "purpose", "created_at", "expires_at", "used_at", "revoked_at"
             )
         ),
+        "address_changes": list(
+            subscriber.address_changes.values("old_address", "address", "asked_at", "confirmed_at", "revoked_at")
+        ),
         "sessions": list(subscriber.sessions.values("started_at", "seen_at")),
     }
 

@@ -36,8 +36,11 @@ LONGEST_WAIT = dt.timedelta(hours=1)
 def owe(
     kind: str, *, subscriber: Subscriber | None = None, address: str = "", context: dict[str, Any] | None = None
 ) -> SystemMail:
-    """Put a mail into the outbox, in the caller's transaction; whoever commits may hint at it."""
-    key = subscriber.key if subscriber else addresses.canonical(address)
+    """Put a mail into the outbox, in the caller's transaction; whoever commits may hint at it.
+
+    It goes to the reader's address, unless another is named.
+    """
+    key = addresses.canonical(address) if address or subscriber is None else subscriber.key
     return SystemMail.objects.create(
         kind=kind, subscriber=subscriber, address=address, context=context or {}, mailbox=addresses.mailbox_hash(key)
     )
@@ -164,7 +167,7 @@ def _message(mail: SystemMail) -> EmailMultiAlternatives:
         subject,
         text,
         _sender(publication),
-        [mail.subscriber.address if mail.subscriber else mail.address],
+        [mail.address or str(mail.subscriber)],
         reply_to=[publication.reply_to] if publication.reply_to else None,
         headers={"Auto-Submitted": "auto-generated", "Message-ID": make_msgid(idstring="system", domain=domain)},
     )
@@ -187,6 +190,12 @@ def _context(mail: SystemMail) -> dict[str, Any]:
         context |= {"confirm_url": confirm_url(mail.subscriber), "never_url": never_url(mail.subscriber)}
     if mail.kind in (SystemMail.Kind.MAGIC_LINK, SystemMail.Kind.ALREADY):
         context |= {"link_url": _magic_url(mail), "minutes": MagicLink.MINUTES}
+    if mail.kind == SystemMail.Kind.NEW_ADDRESS:
+        url = _change_url(mail, MagicLink.Purpose.NEW_ADDRESS, links.LINK_LIFETIME)
+        context |= {"link_url": url, "minutes": MagicLink.MINUTES}
+    if mail.kind == SystemMail.Kind.OLD_ADDRESS:
+        url = _change_url(mail, MagicLink.Purpose.OLD_ADDRESS, links.REVOKE_FOR)
+        context |= {"link_url": url, "days": links.REVOKE_FOR.days}
     if mail.kind == SystemMail.Kind.WELCOME:
         context |= {"unsubscribe_url": settings.SITE_URL + unsubscribe_path(mail.subscriber), **_own_welcome()}
     return context
@@ -230,3 +239,11 @@ def _magic_url(mail: SystemMail) -> str:
     asked_from = mail.context.get("asked_from", "")
     token = links.new_link(mail.subscriber, MagicLink.Purpose.PREFERENCES, asked_from=asked_from)
     return settings.SITE_URL + reverse("subscribers:preferences_open", args=[token])
+
+
+def _change_url(mail: SystemMail, purpose: str, lifetime: dt.timedelta) -> str:
+    """Make a one-time key for the change of address that the mail is about."""
+    assert mail.subscriber is not None
+    given = {"asked_from": mail.context["asked_from"], "change": mail.context["change"]}
+    token = links.new_link(mail.subscriber, purpose, lifetime, **given)
+    return settings.SITE_URL + reverse(f"subscribers:{purpose}", args=[token])

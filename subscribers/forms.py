@@ -136,6 +136,16 @@ class PreferencesForm(forms.Form):
         return cls(initial={name: getattr(subscriber, name) for name in cls.base_fields})
 
 
+class NewAddressForm(forms.Form):
+    """Where a reader wants to be written to."""
+
+    new_address = AddressField()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["new_address"].label = _("Your new address")
+
+
 class PauseForm(forms.Form):
     """How long nothing is to be sent: some weeks, or until a date."""
 

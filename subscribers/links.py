@@ -15,14 +15,24 @@ from django.utils import timezone
 from subscribers import tokens
 from subscribers.models import MagicLink, ReaderSession, Subscriber
 
+# The key by which the old address takes a change back outlives the change, and the leaving of whoever asked for it.
+REVOKE_FOR = dt.timedelta(days=7)
 LINK_LIFETIME = dt.timedelta(minutes=MagicLink.MINUTES)
 SEEN_EACH = dt.timedelta(minutes=1)  # how exactly it is known when a session was last used
 
 
 def new_link(
-    subscriber: Subscriber, purpose: str, lifetime: dt.timedelta = LINK_LIFETIME, *, asked_from: str = ""
+    subscriber: Subscriber,
+    purpose: str,
+    lifetime: dt.timedelta = LINK_LIFETIME,
+    *,
+    asked_from: str = "",
+    change: int | None = None,
 ) -> str:
-    """Keep the hash of a fresh one-time key and return the key; `asked_from` tells who asked, see `tokens.origin`."""
+    """Keep the hash of a fresh one-time key and return the key.
+
+    `asked_from` tells who asked, see `tokens.origin`; `change` names the change of address that it is for.
+    """
     token = secrets.token_urlsafe(32)
     MagicLink.objects.create(
         subscriber=subscriber,
@@ -30,12 +40,19 @@ def new_link(
         token_hash=tokens.hash_token(token),
         expires_at=timezone.now() + lifetime,
         asked_from=bytes.fromhex(asked_from),
+        change_id=change,
     )
     return token
 
 
-@transaction.atomic
 def redeem(token: str, purpose: str) -> Subscriber | None:
+    """Use up a one-time key as `take` does, and return whose it was."""
+    link = take(token, purpose)
+    return link.subscriber if link else None
+
+
+@transaction.atomic
+def take(token: str, purpose: str) -> MagicLink | None:
     """Use up a one-time key, and with it every other of its reader; None if it is worth nothing for `purpose`.
 
     The reader's row is locked first, as by all that changes him, so that of two presses at once one finds it used.
@@ -43,11 +60,11 @@ def redeem(token: str, purpose: str) -> Subscriber | None:
     link = find(token, purpose)
     if link is None:
         return None
-    subscriber = Subscriber.objects.select_for_update().get(pk=link.subscriber_id)
+    link.subscriber = Subscriber.objects.select_for_update().get(pk=link.subscriber_id)
     if not MagicLink.objects.live().filter(pk=link.pk).update(used_at=timezone.now()):
         return None
-    revoke(subscriber)
-    return subscriber
+    revoke(link.subscriber)
+    return link
 
 
 def find(token: str, purpose: str) -> MagicLink | None:
@@ -56,8 +73,8 @@ def find(token: str, purpose: str) -> MagicLink | None:
 
 
 def revoke(subscriber: Subscriber) -> None:
-    """Make the keys that are still out worth nothing."""
-    subscriber.magic_links.live().update(revoked_at=timezone.now())
+    """Make the keys that are still out worth nothing, but for those that only take a change of address back."""
+    subscriber.magic_links.live().exclude(purpose=MagicLink.Purpose.OLD_ADDRESS).update(revoked_at=timezone.now())
 
 
 def shut_out(subscriber: Subscriber) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django.contrib.postgres.fields import ArrayField
-from django.db import models
+from django.db import connection, models
 from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -32,6 +32,13 @@ class SubscriberQuerySet(models.QuerySet["Subscriber"]):
         """Readers who chose none of the topics that are offered, or one of `topics` (both by the ids of their tags)."""
         chose = models.Q(topics__overlap=list(offered))
         return self.filter(~chose | models.Q(topics__overlap=list(topics)))
+
+    def forget(self) -> None:
+        """Delete these readers with their lines of consent, which nothing else may remove; call it in a transaction."""
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL masthead.erasing = 'on'")
+            self.delete()
+            cursor.execute("SET LOCAL masthead.erasing = 'off'")
 
     def with_address(self, address: str) -> SubscriberQuerySet:
         """The reader who has `address` in any spelling of it; raises addresses.InvalidAddress."""
@@ -184,6 +191,8 @@ class MagicLink(models.Model):
     class Purpose(models.TextChoices):
         PREFERENCES = "preferences", _("Open the preferences")
         UNDO = "undo", _("Undo an unsubscribe")
+        NEW_ADDRESS = "new_address", _("Confirm a new address")
+        OLD_ADDRESS = "old_address", _("Take back a change of address")
 
     MINUTES: ClassVar[int] = 30
 
@@ -196,11 +205,35 @@ class MagicLink(models.Model):
     revoked_at = models.DateTimeField(null=True)
     # A keyed hash of the network address and the browser that asked for it.
     asked_from = models.BinaryField(max_length=32, default=bytes)
+    change = models.ForeignKey("AddressChange", null=True, on_delete=models.CASCADE, related_name="links")
 
     objects = MagicLinkQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"{self.purpose} link of subscriber {self.subscriber_id}"
+
+
+class AddressChangeQuerySet(models.QuerySet["AddressChange"]):
+    def open(self) -> AddressChangeQuerySet:
+        """Changes that still wait for the owner of the new address."""
+        return self.filter(confirmed_at=None, revoked_at=None)
+
+
+class AddressChange(models.Model):
+    """A reader's wish to be written to elsewhere; the old address counts until the new one's owner agrees."""
+
+    subscriber = models.ForeignKey(Subscriber, on_delete=models.CASCADE, related_name="address_changes")
+    old_address = models.EmailField(max_length=254)
+    address = models.EmailField(max_length=254)
+    key = models.CharField(max_length=254)
+    asked_at = models.DateTimeField(default=timezone.now)
+    confirmed_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    objects = AddressChangeQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"change of address of subscriber {self.subscriber_id}"
 
 
 class ReaderSessionQuerySet(models.QuerySet["ReaderSession"]):
@@ -279,6 +312,8 @@ class SystemMail(models.Model):
         WELCOME = "welcome", _("Welcome")
         ALREADY = "already", _("You are subscribed already")
         MAGIC_LINK = "magic_link", _("Link to your preferences")
+        NEW_ADDRESS = "new_address", _("Confirm a new address")
+        OLD_ADDRESS = "old_address", _("Word of a change of address to the old one")
         NEW_READERS = "new_readers", _("Note about new readers")
         ALERT = "alert", _("Alert to the author")
         WEBHOOK = "webhook", _("Alert to the author's webhook")

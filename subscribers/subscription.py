@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, models, transaction
+from django.db import models, transaction
 from django.utils import timezone
 
 from posts.models import Tag
@@ -122,10 +122,7 @@ def forget_unconfirmed(*, after: dt.timedelta = FORGET_AFTER, limit: int = 1000)
     )
     gone = list(stale.select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:limit])
     SystemMail.objects.filter(subscriber__in=gone, sent_at=None).delete()
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL masthead.erasing = 'on'")
-        Subscriber.objects.filter(pk__in=gone).delete()
-        cursor.execute("SET LOCAL masthead.erasing = 'off'")
+    Subscriber.objects.filter(pk__in=gone).forget()
     return len(gone)
 
 

@@ -20,7 +20,7 @@ MAILBOX_LIMITS = [(dt.timedelta(minutes=15), 1), (dt.timedelta(hours=24), 3), (d
 COUNTED = MAILBOX_LIMITS[-1][0]  # no mail counts for longer
 SPAN = dt.timedelta(hours=1)  # in which a network's and the site's sign-ups are counted
 Kind = SystemMail.Kind
-ASKED_FOR = [Kind.CONFIRM, Kind.REMINDER, Kind.ALREADY, Kind.DISPOSABLE]
+ASKED_FOR = [Kind.CONFIRM, Kind.REMINDER, Kind.ALREADY, Kind.DISPOSABLE, Kind.NEW_ADDRESS]
 
 
 def mailbox_allows(key: str, kind: str, *, beside: SystemMail | None = None) -> bool:

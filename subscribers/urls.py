@@ -16,5 +16,7 @@ urlpatterns = [
     path("u/<uuid:unsubscribe_id>/", leaving.unsubscribe, name="unsubscribe"),
     path("u/<uuid:unsubscribe_id>", leaving.unsubscribe),
     path("preferences/", preferences.preferences, name="preferences"),
+    path("preferences/new-address/<str:token>/", preferences.new_address, name="new_address"),
+    path("preferences/old-address/<str:token>/", preferences.old_address, name="old_address"),
     path("preferences/open/<str:token>/", preferences.preferences_open, name="preferences_open"),
 ]

@@ -13,9 +13,10 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_http_methods
 
 from posts.models import Publication
-from subscribers import links, submissions, subscription, tasks
-from subscribers.forms import AddressForm, PauseForm, PreferencesForm
-from subscribers.models import MagicLink, Submission, Subscriber
+from subscribers import links, moving, submissions, subscription, tasks
+from subscribers.forms import AddressForm, NewAddressForm, PauseForm, PreferencesForm
+from subscribers.models import AddressChange, MagicLink, Submission, Subscriber
+from subscribers.subscription import Circumstances
 from subscribers.views.doors import (
     SESSION_COOKIE,
     circumstances,
@@ -25,6 +26,7 @@ from subscribers.views.doors import (
     private,
     remember,
     session_reader,
+    speaking,
     with_forms,
 )
 from subscribers.views.joining import allows, to_inbox, too_many
@@ -34,6 +36,10 @@ SAID = {
     "saved": _("Saved."),
     "paused": _("Nothing will be sent until then."),
     "gone_on": _("You get mail again."),
+    "moving": _(
+        "If the new address can be written to, a mail with a link is on its way there. Until you press its button the "
+        "old one counts."
+    ),
     "returned": _("Good to have you back: the next issue will come to you."),
 }
 
@@ -60,6 +66,7 @@ def _show(request: HttpRequest, subscriber: Subscriber, **forms: Form) -> HttpRe
         "said": SAID.get(request.GET.get("said", "")),
         "form": PreferencesForm.of(subscriber),
         "pause": PauseForm(),
+        "address": NewAddressForm(),
         **forms,
     }
     return render(request, "subscribers/preferences.html", context, status=422 if forms else 200)
@@ -103,11 +110,25 @@ def _close(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
     return forget(request, redirect("posts:profile"))
 
 
+def _move(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
+    form = NewAddressForm(request.POST)
+    if not form.is_valid():
+        return _show(request, subscriber, address=form)
+    owed = moving.ask(subscriber.pk, form.cleaned_data["new_address"], circumstances(request))
+    if owed is None:
+        form.add_error("new_address", _("You asked for this several times today: please try again tomorrow."))
+        return _show(request, subscriber, address=form)
+    for mail in owed:
+        tasks.hint(mail)
+    return _say("moving")
+
+
 ACTS: dict[str, Callable[[HttpRequest, Subscriber], HttpResponse]] = {
     "save": _save,
     "pause": _pause,
     "go_on": _go_on,
     "return": _return,
+    "address": _move,
     "leave": _leave,
     "close": _close,
 }
@@ -147,3 +168,29 @@ def preferences_open(request: HttpRequest, token: str) -> HttpResponse:
     response = redirect("subscribers:preferences")
     remember(response, links.begin_session(subscriber, instead_of=request.COOKIES.get(SESSION_COOKIE, "")))
     return private(response)
+
+
+@cookieless  # the one-time key is all the authority there is
+@require_http_methods(["GET", "HEAD", "POST"])
+def new_address(request: HttpRequest, token: str) -> HttpResponse:
+    """Show the button to the owner of a new address on GET; on POST write to it from now on."""
+    return _by_key(request, token, moving.confirm, "subscribers/new_address.html")
+
+
+@cookieless  # as above
+@require_http_methods(["GET", "HEAD", "POST"])
+def old_address(request: HttpRequest, token: str) -> HttpResponse:
+    """Show the button to the owner of an old address on GET; on POST take the change back."""
+    return _by_key(request, token, moving.revoke, "subscribers/old_address.html")
+
+
+def _by_key(
+    request: HttpRequest, token: str, act: Callable[[str, Circumstances], AddressChange | None], template: str
+) -> HttpResponse:
+    if request.method != "POST":
+        return private(render(request, template))
+    change = act(token, circumstances(request))
+    if change is None:
+        return private(render(request, "subscribers/link_dead.html", {"form": None}, status=410))
+    with speaking(change.subscriber):
+        return private(render(request, template, {"change": change}))

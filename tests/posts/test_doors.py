@@ -102,7 +102,7 @@ NO_DOORS = {
     "healthz", "posts:preview", "posts:theme", "posts:media", "newsletter:view_in_browser", "newsletter:click",
     "subscribers:subscribe_form", "subscribers:confirm", "subscribers:undo", "subscribers:never",
     "subscribers:unsubscribe", "subscribers:preferences_open", "newsletter:reader_data", "newsletter:reader_data_file",
-    "newsletter:reader_issues", "newsletter:reader_erase",
+    "newsletter:reader_issues", "newsletter:reader_erase", "subscribers:new_address", "subscribers:old_address",
 }  # fmt: skip
 
 
