@@ -192,6 +192,8 @@ class Issue(models.Model):
     excluded = models.PositiveIntegerField(null=True, editable=False)
     started_at = models.DateTimeField(null=True, editable=False)
     completed_at = models.DateTimeField(null=True, editable=False)
+    # When addresses and answers were taken out of its copies; see retention.py.
+    forgotten_at = models.DateTimeField(null=True, editable=False)
     late = models.BooleanField(default=False, editable=False)
     # Why sending paused by itself, and when it goes on by itself; empty where the author paused it.
     pause_reason = models.TextField(blank=True, default="", db_default="", editable=False)

@@ -288,6 +288,13 @@ ALERT_WEBHOOK_URL = env.str("ALERT_WEBHOOK_URL", "")
 DISPATCH_SECONDS = env.float("DISPATCH_SECONDS", 60)
 SWEEP_SECONDS = env.float("SWEEP_SECONDS", 30)
 
+# How many days it is kept; 0: for ever. Network and browser in the log of consent; addresses and answers of copies,
+# after the issue ended; mails to readers beside issues.
+IP_DAYS = env.int("IP_DAYS", 365)
+DELIVERY_DAYS = env.int("DELIVERY_DAYS", 365)
+MAIL_DAYS = env.int("MAIL_DAYS", 90)
+RETENTION_SECONDS = env.float("RETENTION_SECONDS", 3600)
+
 # Celery: a message is a hint that carries ids; PostgreSQL is the queue of truth.
 CELERY_BROKER_URL = SERVERS.celery_url(REDIS_URL)
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -317,6 +324,7 @@ CELERY_BEAT_SCHEDULE_FILENAME = str((EMBEDDED_DIR if EMBEDDED else Path(tempfile
 CELERY_BEAT_SCHEDULE = {
     "dispatch-due": {"task": "newsletter.tasks.dispatch_due", "schedule": DISPATCH_SECONDS},
     "sweep": {"task": "newsletter.tasks.sweep", "schedule": SWEEP_SECONDS},
+    "retain": {"task": "newsletter.tasks.retain", "schedule": RETENTION_SECONDS},
     "renew-related": {"task": "posts.tasks.renew_related", "schedule": DISPATCH_SECONDS},
 }
 

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
-from newsletter import delivery, sweeper
+from newsletter import delivery, retention, sweeper
 from newsletter.watchman import Watchman
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,12 @@ def dispatch_due() -> None:
 def sweep() -> None:
     """Repair and go on with what was left (beat, every 30 s)."""
     hint(sweeper.sweep())
+
+
+@shared_task
+def retain() -> None:
+    """Forget whose time has come (beat, each hour)."""
+    retention.run()
 
 
 @shared_task
