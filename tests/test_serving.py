@@ -113,6 +113,7 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
     site = site.replace("listen 443 ssl http2;", f"listen 127.0.0.1:{port};")
     site = re.sub(r"\n *ssl_certificate.*", "", site)
     site = site.replace("/var/cache/nginx/masthead", f"{tmp_path}/cache").replace("/srv/masthead", str(tmp_path))
+    site = site.replace("/var/log/nginx", str(tmp_path))
     for folder in ("staticfiles", "media"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file.css").write_text("body {}")
@@ -172,3 +173,18 @@ def test_files_come_from_the_disk_with_a_long_life(proxy: Proxy) -> None:
         assert "public" in lives
         assert answer.headers.get("X-Content-Type-Options") == "nosniff"
     assert proxy.masthead.asked == []
+
+
+def test_no_key_of_a_reader_stands_in_the_proxys_log(proxy: Proxy) -> None:
+    key = "ca0f12ab-5f0e-4c1e-9d0e-0a1b2c3d4e5f"
+    for path in (f"/u/{key}", f"/u/{key}/", f"/never/{key}/", f"/subscribe/confirm/{key}/?a=1"):
+        proxy.ask(path, "POST")
+    for door in ("open", "new-address", "old-address"):
+        proxy.ask(f"/preferences/{door}/{key}/")
+    proxy.ask("/preferences/data/")
+    until = time.monotonic() + 10
+    log = proxy.home / "masthead.log"
+    while "/preferences/data/" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert key not in log.read_text()
+    assert log.read_text().count("[key]") == 7

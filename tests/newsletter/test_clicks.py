@@ -91,7 +91,7 @@ def test_at_freeze_each_destination_is_written_down_once_and_led_through_this_si
     assert issue.source_sha256 == message.source_sha256(issue.source)
 
 
-def test_the_ways_out_and_what_differs_from_reader_to_reader_stay_as_they_are(issue: Issue) -> None:
+def test_uns_4_the_ways_out_and_what_differs_from_reader_to_reader_stay_as_they_are(issue: Issue) -> None:
     copy = message.Template(issue.source).html(message.Values("a@example.org", "Ada", UUID(int=7), "<x@example.org>"))
     led = hrefs(copy)
     for url in (
