@@ -25,5 +25,6 @@ urlpatterns = [
     path("", include("posts.urls")),
 ]
 
+handler400 = "posts.views.bad_request"
 handler404 = "posts.views.not_found"
 handler500 = "posts.views.server_error"

@@ -12,6 +12,7 @@ from django.http import (
     Http404,
     HttpRequest,
     HttpResponse,
+    HttpResponseBadRequest,
     HttpResponseBase,
     HttpResponsePermanentRedirect,
     HttpResponseServerError,
@@ -164,6 +165,11 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
         patch_cache_control(response, public=True, max_age=MOVED)
         return response
     return render(request, "404.html", status=404)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Say 400. Django's own view for it looks into the body for a token, and fails where that can't be read."""
+    return HttpResponseBadRequest(render_to_string("400.html", {"site_url": settings.SITE_URL}))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

@@ -56,10 +56,15 @@ def server(transactional_db: None, publication: object, home: Path) -> Iterator[
 
 def ask(server: Server, head: str, address: str) -> bytes:
     """Send a form with a head that no client library would write; return the whole answer."""
-    url, form = urlsplit(server.base), body(address)
+    form = body(address)
     words = f"{head}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}"
+    return raw(server, f"{words}\r\nConnection: close\r\n\r\n{form}")
+
+
+def raw(server: Server, request: str) -> bytes:
+    url = urlsplit(server.base)
     with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
-        connection.sendall(f"{words}\r\nConnection: close\r\n\r\n{form}".encode())
+        connection.sendall(request.encode())
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -88,6 +93,17 @@ def test_abu_14_no_forged_host_reaches_a_mail_through_the_real_server(server: Se
     mails = sent_mails()
     assert len(mails) == taken >= 3
     assert_only_ours(mails)
+
+
+@pytest.mark.slow
+def test_a_length_or_an_encoding_that_makes_no_sense_is_refused_or_answered(server: Server) -> None:
+    ours = urlsplit(server.base).netloc
+    for length in ("x", "-1", "+5", "½", "1_0", "5, 6"):
+        assert b" 400 " in raw(server, f"POST {FORM} HTTP/1.1\r\nHost: {ours}\r\nContent-Length: {length}\r\n\r\nhello")
+    for charset in ("rot13", "zip", "no such", "utf-16"):
+        head = f"POST {FORM}?a=1 HTTP/1.1\r\nHost: {ours}\r\nContent-Length: 0\r\nConnection: close\r\n"
+        kind = f"Content-Type: application/x-www-form-urlencoded; charset={charset}"
+        assert b" 422 " in raw(server, f"{head}{kind}\r\n\r\n").partition(b"\r\n")[0]
 
 
 @pytest.mark.parametrize("trusted", [False, True], ids=["no proxy", "behind a proxy"])

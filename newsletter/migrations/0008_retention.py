@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('newsletter', '0007_site_version'),
+        ("newsletter", "0007_site_version"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='issue',
-            name='forgotten_at',
+            model_name="issue",
+            name="forgotten_at",
             field=models.DateTimeField(editable=False, null=True),
         ),
     ]

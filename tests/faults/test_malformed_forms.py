@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote_from_bytes, urlencode
 from wsgiref.util import setup_testing_defaults
 
 import pytest
+from django.core import mail
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, transaction
 from django.urls import get_resolver, reverse
@@ -21,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from newsletter.wsgi import application
-from subscribers import emails, links, submissions, tokens
+from subscribers import emails, links, moving, submissions, tokens
 from subscribers.models import Consent, MagicLink, Submission, Subscriber, SystemMail
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
@@ -31,6 +33,17 @@ FORM, PREFERENCES = "/subscribe/form/", "/preferences/"
 
 def path_of(url: str) -> str:
     return "/" + url.partition("://")[2].partition("/")[2]
+
+
+def mailed_path(reader: Subscriber, door: str) -> str:
+    """Let a reader ask for another address; return the address of the page that a mail then leads to."""
+    moving.ask(reader.pk, "ada@example.com")
+    emails.send_all_due(limit=10)
+    letters = " ".join(str(letter.body) for letter in mail.outbox)
+    mail.outbox.clear()
+    found = re.search(rf"/preferences/{door}/[\w-]+/", letters)
+    assert found
+    return found[0]
 
 
 # How to come to each door with a key that is good, so that what lies behind it is reached.
@@ -44,8 +57,13 @@ DOORS: dict[str, Callable[[Subscriber], str]] = {
     "preferences_open": lambda reader: reverse(
         "subscribers:preferences_open", args=[links.new_link(reader, MagicLink.Purpose.PREFERENCES)]
     ),
+    "new_address": lambda reader: mailed_path(reader, "new-address"),
+    "old_address": lambda reader: mailed_path(reader, "old-address"),
+    "reader_erase": lambda reader: reverse("newsletter:reader_erase"),
 }
-ONLY_GET = {"subscribe", "check"}
+ONLY_GET = {"subscribe", "check", "issues", "issue", "view_in_browser", "click", "reader_data", "reader_data_file",
+            "reader_issues"}  # fmt: skip
+CSRF = "a" * 32  # what a browser holds and our form repeats
 
 # What a body says of its fields, good values among them.
 VALUES = st.one_of(
@@ -79,7 +97,8 @@ HEADERS = st.dictionaries(
                              "127.0.0.1", "evil.example", "application/json", "utm_source=%ff%00&utm_source=b"]),
     max_size=4,
 )  # fmt: skip
-LENGTHS = st.none() | st.sampled_from(["", "-1", "0", "1", "99999999999", "x", "8192", "8193", "½", "1_0", "+5"])
+# Other than in digits no length gets past the server: tests/test_hosts.py.
+LENGTHS = st.none() | st.sampled_from(["", "0", "1", "99999999999", "8192", "8193", "007"])
 
 
 def as_form(fields: dict[str, str]) -> bytes:
@@ -122,6 +141,7 @@ def post(path: str, request: dict[str, Any]) -> tuple[int, bytes]:
     body, kind = request["body"], request["kind"]
     if request["token"] and kind.startswith("application/x-www"):
         body += b"&address=new%40example.org&website=&token=" + tokens.form_token("subscribe").encode()
+        body += b"&csrfmiddlewaretoken=" + CSRF.encode()
     if request["charset"] is not None:
         kind = f"{kind}; charset={request['charset']}"
     length = str(len(body)) if request["length"] is None else request["length"]
@@ -176,7 +196,7 @@ def test_every_door_that_takes_a_post_is_tried() -> None:
     names = {
         pattern.name
         for resolver in get_resolver().url_patterns
-        if getattr(resolver, "namespace", None) == "subscribers"
+        if getattr(resolver, "namespace", None) in ("subscribers", "newsletter")
         for pattern in resolver.url_patterns
         if pattern.name
     }
@@ -191,7 +211,7 @@ def test_every_door_that_takes_a_post_is_tried() -> None:
 @given(request=REQUESTS)
 def test_a_malformed_request_breaks_nothing(reader: Subscriber, door: str, request: dict[str, Any]) -> None:
     with transaction.atomic():
-        session = {"HTTP_COOKIE": f"reader={links.begin_session(reader)}"}
+        session = {"HTTP_COOKIE": f"reader={links.begin_session(reader)}; csrftoken={CSRF}"}
         status, content = post(DOORS[door](reader), request | {"headers": session | request["headers"]})
         assert status < 500
         assert b"Traceback" not in content
