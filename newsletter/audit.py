@@ -32,6 +32,8 @@ QUESTIONS = {
            AND s.topics = '{}' AND NOT EXISTS (
                SELECT 1 FROM subscribers_consent c
                 WHERE c.subscriber_id = s.id AND c.at > %(prepared_at)s AND jsonb_exists(c.detail, 'topics'))
+           AND NOT EXISTS (SELECT 1 FROM subscribers_consent c WHERE c.subscriber_id = s.id
+                              AND c.kind = 'imported' AND c.at >= %(prepared_at)s)
            AND NOT EXISTS (SELECT 1 FROM newsletter_delivery d
                             WHERE d.issue_id = %(issue)s AND d.subscriber_id = s.id)""",
     "a copy shown as sent that nobody took": """

@@ -10,7 +10,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection, models, transaction
 
 from newsletter.models import Delivery, DeliveryEvent
-from subscribers.models import Consent, Submission, Subscriber, Suppression, SystemMail
+from subscribers.models import Consent, ImportRow, Submission, Subscriber, Suppression, SystemMail
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def _empty_neighbours(reader: Subscriber) -> None:
     his = models.Q(subscriber=reader) | models.Q(address__iexact=reader.address)
     SystemMail.objects.filter(his).delete()
     Submission.objects.filter(sent__address__iexact=reader.address).delete()
+    ImportRow.objects.filter(outcome=ImportRow.Outcome.REFUSED, text__icontains=reader.address).update(text="")
     readers, copies = (ContentType.objects.get_for_model(model) for model in (Subscriber, Delivery))
     of_copies = [str(pk) for pk in Delivery.objects.filter(subscriber=reader).values_list("pk", flat=True)]
     named = models.Q(content_type=readers, object_id=str(reader.pk)) | models.Q(
@@ -89,6 +90,7 @@ def _empty_row(reader: Subscriber) -> None:
         left_because="",
         confirmed_at=None,
         unsubscribed_at=None,
+        fields={},
     )
 
 

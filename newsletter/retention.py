@@ -11,7 +11,17 @@ from django.utils import timezone
 
 from newsletter import erasure
 from newsletter.models import Delivery, Issue
-from subscribers.models import AddressChange, Consent, MagicLink, ReaderSession, Subscriber, SystemMail
+from subscribers.models import (
+    AddressChange,
+    Consent,
+    Import,
+    ImportPart,
+    ImportRow,
+    MagicLink,
+    ReaderSession,
+    Subscriber,
+    SystemMail,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +39,7 @@ UPDATE newsletter_delivery
 
 def run() -> None:
     """Forget all whose time has come; a step that fails holds up no other."""
-    for step in (finish_erasures, forget_networks, forget_copies, forget_mail, forget_keys):
+    for step in (finish_erasures, forget_networks, forget_copies, forget_mail, forget_keys, forget_imports):
         try:
             if count := step():
                 logger.info("%s: %s", step.__name__, count)
@@ -103,6 +113,16 @@ def forget_keys() -> int:
             MagicLink.objects.filter(expires_at__lt=past),
             ReaderSession.objects.filter(seen_at__lt=past),
         )
+    )
+
+
+def forget_imports() -> int:
+    """Delete uploaded files that nobody imported within a week, and what became of each row of imports long done."""
+    waiting = Import.objects.filter(state=Import.State.WAITING, created_at__lt=_before(Import.FILE_DAYS))
+    return (
+        ImportPart.objects.filter(of__in=waiting).delete()[0]
+        + waiting.delete()[0]
+        + ImportRow.objects.filter(of__in=Import.objects.filter(ended_at__lt=_before(Import.ROWS_DAYS))).delete()[0]
     )
 
 

@@ -3,9 +3,19 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 
 from django.conf import settings
-from email_validator import EmailNotValidError, validate_email
+from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
+
+# What nearly all addresses look like: of these the canonical form is the lower-case one, and asking email-validator,
+# which takes thirty times as long, would say the same. Everything else is left to it.
+PLAIN = re.compile(
+    r"(?=.{6,254}\Z)(?!.{65,}@)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*"
+    r"@(?:(?!..--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+([a-z]{2,24})",
+    re.ASCII | re.IGNORECASE,
+)
+SPECIAL = {name.rpartition(".")[2] for name in SPECIAL_USE_DOMAIN_NAMES}
 
 
 class InvalidAddress(ValueError):
@@ -16,9 +26,13 @@ def canonical(address: str) -> str:
     """Return the identity of `address`: NFC, ASCII lower-case local part, A-label domain. Raises InvalidAddress."""
     if len(address) > 320:
         raise InvalidAddress("The address is too long: at most 254 characters.")
+    address = address.strip()
+    plain = PLAIN.fullmatch(address)
+    if plain and plain[1].lower() not in SPECIAL:
+        return address.lower()
     try:
         found = validate_email(
-            address.strip(),
+            address,
             check_deliverability=False,
             allow_smtputf8=False,
             test_environment=settings.ALLOW_TEST_ADDRESSES,

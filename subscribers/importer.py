@@ -1,48 +1,174 @@
-"""Bring readers along from a CSV file: read and judge every row first, then write all of it in one transaction.
+"""Bring readers along from a file of another tool: rows are read as a stream, and written a chunk at a time by SQL.
 
-An import may add a person or leave him as he is, never raise his state: whoever left stays away.
+An import may add a person, complete what is not known of him, or lower what mail he gets; it never raises it. Each
+chunk is one transaction with the count of the rows that are done, so a run that was killed is taken up after it.
 """
 
 from __future__ import annotations
 
-import csv
-import datetime as dt
-import io
+import hashlib
+import json
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BufferedReader, RawIOBase
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import IO, Any
 
-from django.db import transaction
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
-from django.utils.dateparse import parse_date, parse_datetime
 
-from subscribers import addresses
-from subscribers.models import Consent, Subscriber
+from subscribers import addresses, layouts
+from subscribers.csvfile import BLOCK_BYTES, Opener, Row, Table
+from subscribers.layouts import SUPPRESSED, Interpreter, Mapping, Person
+from subscribers.models import Import, ImportPart, ImportRow
 
-ADDRESS_COLUMNS = ("email", "e-mail", "email address", "address", "subscriber", "mail")
-NAME_COLUMNS = ("name", "full name", "first name", "first_name")
-STATE_COLUMNS = ("status", "state", "subscribed")
-# The words for a state that we know to mean "confirmed and wants mail"; whatever is not here is not mailable.
-ACTIVE_WORDS = {"active", "subscribed", "confirmed", "enabled", "true", "yes", "1"}
-LEFT_WORDS = {
-    "unsubscribed",
-    "cancelled",
-    "canceled",
-    "inactive",
-    "bounced",
-    "complained",
-    "false",
-    "no",
-    "0",
-    "deleted",
-}
-PENDING_WORDS = {"pending", "unconfirmed", "not activated"}
-CHUNK = 5000
+CHUNK = 20_000  # rows
+REFUSED_SHOWN = 1000  # in a report; the rows themselves keep all
+TEXT_LENGTH = 2000
+LOCK = 0x696D706F7274  # one chunk at a time, so that two imports never wait for each other crosswise
+EXTRA_ATTESTATION = 50  # from so many addresses on, somebody says where they agreed (ABU-15)
+
+STAGE = """
+CREATE TEMPORARY TABLE IF NOT EXISTS staged (
+    line integer, turn smallint, key text, hash bytea, address text, name text, status text, firm boolean, reason text,
+    note text, text text, source text, created_at timestamptz, confirmed_at timestamptz, left_at timestamptz, ip inet,
+    fields jsonb
+) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE IF NOT EXISTS judged (
+    LIKE staged, outcome text, subscriber_id bigint, target text, marks boolean
+) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE IF NOT EXISTS seen (key text PRIMARY KEY, status text);
+"""
+UNSTAGE = "DROP TABLE IF EXISTS staged, judged, seen"
+COPY = "COPY staged FROM STDIN"
+
+# Without statistics of the staged rows a plan would read all readers for each chunk.
+PLANS = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+
+# What becomes of each row, looked up only. His own confirmation here is newer than a leaving elsewhere that is dated
+# before it, and worth more than "not confirmed" from elsewhere. `seen` stands for what a trial run would have written.
+# Who is not here but on the list of addresses never to mail was erased, or must not be stored: the row is refused.
+JUDGE = """
+INSERT INTO judged
+SELECT st.*, CASE WHEN st.note <> '' AND st.key IS NULL THEN 'refused'
+                  WHEN s.id IS NULL AND NOT seen THEN CASE WHEN known.blocked THEN 'refused' ELSE 'created' END
+                  WHEN move.target IS NOT NULL OR move.marks THEN 'lowered'
+                  WHEN s.status IN ('active', 'pending') AND (
+                       (s.name = '' AND st.name <> '')
+                       OR (st.fields - 'tags') || s.fields <> s.fields
+                       OR NOT coalesce(s.fields -> 'tags', '[]') @> coalesce(st.fields -> 'tags', '[]')
+                  ) THEN 'updated'
+                  ELSE 'unchanged' END,
+       CASE WHEN s.id IS NOT NULL OR seen OR known.blocked OR st.key IS NULL OR %(trial)s THEN s.id
+            ELSE nextval(pg_get_serial_sequence('subscribers_subscriber', 'id')) END,
+       move.target, move.marks
+  FROM staged st
+  LEFT JOIN subscribers_subscriber s ON s.key = st.key
+  LEFT JOIN seen before ON before.key = st.key
+ CROSS JOIN LATERAL (SELECT before.key IS NOT NULL AS seen, coalesce(before.status, s.status) AS status) was
+ CROSS JOIN LATERAL (
+       SELECT s.id IS NULL
+              AND EXISTS (SELECT FROM subscribers_suppression p WHERE p.address_hash = st.hash) AS blocked,
+       s.id IS NOT NULL AND st.left_at IS NOT NULL AND EXISTS (
+              SELECT FROM subscribers_consent c WHERE c.subscriber_id = s.id
+                 AND c.kind IN ('confirmed', 'resubscribed') AND c.at > st.left_at) AS came_back
+ ) known
+ CROSS JOIN LATERAL (
+       SELECT CASE WHEN st.status = 'unsubscribed' AND was.status IN ('active', 'pending') AND NOT came_back
+                   THEN 'unsubscribed'
+                   WHEN st.status = 'pending' AND st.firm AND was.status = 'active' AND NOT EXISTS (
+                        SELECT FROM subscribers_consent c WHERE c.subscriber_id = s.id
+                           AND c.kind IN ('confirmed', 'resubscribed'))
+                   THEN 'pending' END AS target,
+              st.reason <> '' AND NOT came_back AND NOT seen AND NOT EXISTS (
+                  SELECT FROM subscribers_suppression p WHERE p.address_hash = st.hash) AS marks
+ ) move
+ WHERE st.turn = %(turn)s
+"""
+REMEMBER = """
+INSERT INTO seen SELECT key, coalesce(target, status) FROM judged
+ WHERE outcome IN ('created', 'lowered') AND (outcome = 'created' OR target IS NOT NULL)
+    ON CONFLICT (key) DO UPDATE SET status = excluded.status
+"""
+SUPPRESS = """
+INSERT INTO subscribers_suppression (address_hash, reason, note, created_at)
+SELECT hash, reason, %(note)s, now() FROM judged WHERE marks AND outcome IN ('created', 'lowered')
+    ON CONFLICT (address_hash) DO NOTHING
+"""
+CREATE = """
+INSERT INTO subscribers_subscriber
+       (id, address, key, address_hash, name, status, suppressed, unsubscribe_id, source, created_at, confirmed_at,
+        unsubscribed_at, fields)
+SELECT subscriber_id, address, key, hash, name, status, false, gen_random_uuid(), source,
+       coalesce(created_at, confirmed_at, now()),
+       CASE status WHEN 'active' THEN coalesce(confirmed_at, created_at, now())
+                   WHEN 'unsubscribed' THEN coalesce(confirmed_at, created_at) END,
+       CASE status WHEN 'unsubscribed' THEN coalesce(left_at, now()) END, fields
+  FROM judged WHERE outcome = 'created'
+    ON CONFLICT (key) DO NOTHING
+"""
+# Somebody joined by himself in this very moment: his row is judged anew.
+OVERTAKEN = """
+DELETE FROM judged WHERE outcome = 'created'
+   AND NOT EXISTS (SELECT FROM subscribers_subscriber s WHERE s.id = judged.subscriber_id) RETURNING line
+"""
+CONSENT = """
+INSERT INTO subscribers_consent (subscriber_id, kind, at, wording, language, page, ip, user_agent, detail)
+SELECT subscriber_id, 'imported', now(), '', '', '', ip, '', %(detail)s::jsonb FROM judged WHERE outcome = 'created'
+"""
+LOWER = """
+WITH lowered AS (
+    UPDATE subscribers_subscriber s
+       SET status = j.target,
+           unsubscribed_at = CASE j.target WHEN 'unsubscribed' THEN coalesce(j.left_at, now())
+                                           ELSE s.unsubscribed_at END
+      FROM judged j
+     WHERE j.outcome = 'lowered' AND j.target IS NOT NULL
+       AND s.id = j.subscriber_id AND s.status IN ('active', 'pending')
+    RETURNING s.id, s.status
+), links AS (
+    UPDATE subscribers_magiclink m SET revoked_at = now() FROM lowered
+     WHERE m.subscriber_id = lowered.id AND lowered.status = 'unsubscribed'
+       AND m.used_at IS NULL AND m.revoked_at IS NULL
+), mail AS (
+    UPDATE subscribers_systemmail m SET failed_at = now(), error = 'an import says that the reader left' FROM lowered
+     WHERE m.subscriber_id = lowered.id AND m.sent_at IS NULL AND m.failed_at IS NULL
+)
+INSERT INTO subscribers_consent (subscriber_id, kind, at, wording, language, page, user_agent, detail)
+SELECT id, CASE status WHEN 'unsubscribed' THEN 'unsubscribed' ELSE 'changed' END, now(), '', '', '', '',
+       %(detail)s::jsonb FROM lowered
+"""
+COMPLETE = """
+UPDATE subscribers_subscriber s
+   SET name = CASE s.name WHEN '' THEN j.name ELSE s.name END,
+       fields = j.fields || s.fields || CASE WHEN j.fields -> 'tags' IS NULL THEN '{}' ELSE jsonb_build_object('tags', (
+           SELECT jsonb_agg(DISTINCT tag)
+             FROM jsonb_array_elements(coalesce(s.fields -> 'tags', '[]') || (j.fields -> 'tags')) AS tag)) END
+  FROM judged j
+ WHERE j.outcome = 'updated' AND s.id = j.subscriber_id AND s.status <> 'erased'
+"""
+# An address that is never to be mailed is not written down here either.
+KEEP = """
+INSERT INTO subscribers_importrow (of_id, line, outcome, note, subscriber_id, text)
+SELECT %(import)s, line, outcome, CASE WHEN outcome = 'refused' AND note = '' THEN %(blocked)s ELSE note END,
+       subscriber_id, CASE WHEN outcome = 'refused' AND key IS NULL THEN text ELSE '' END
+  FROM judged
+"""
+OUTCOMES = "SELECT outcome, count(*) FROM judged GROUP BY outcome"
+REFUSED = """
+SELECT line, CASE WHEN key IS NULL THEN address ELSE '' END, note FROM judged
+ WHERE outcome = 'refused' ORDER BY line LIMIT %(limit)s
+"""
+BLOCKED = "This address is on the list of those never to be mailed, and its reader is not here (any more)."
 
 
-class UnreadableFile(ValueError):
-    """The file as a whole can't be taken; the message says where and what to do."""
+class Stopped(RuntimeError):
+    """Another process goes on with this import."""
 
 
 @dataclass
@@ -51,131 +177,251 @@ class Report:
 
     rows: int = 0
     created: int = 0
+    updated: int = 0
     unchanged: int = 0
-    refused: list[dict[str, str | int]] = field(default_factory=list)
+    lowered: int = 0
+    refused_rows: int = 0
+    refused: list[dict[str, str | int]] = field(default_factory=list)  # the first of them
     states: Counter[str] = field(default_factory=Counter)
     unknown_states: Counter[str] = field(default_factory=Counter)
 
-    def as_json(self) -> dict[str, object]:
-        return {
-            "rows": self.rows,
-            "created": self.created,
-            "unchanged": self.unchanged,
-            "refused": self.refused,
-            "states": dict(self.states),
-            "unknown_states": dict(self.unknown_states),
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Report:
+        counters = {name: Counter(values.get(name, {})) for name in ("states", "unknown_states")}
+        return cls(**{**values, **counters})
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "states": dict(self.states), "unknown_states": dict(self.unknown_states)}
+
+    @classmethod
+    def of(cls, found: Import) -> Report:
+        """Return the report of what is done; the refused rows stand among the rows alone, where they are forgotten."""
+        refused = ImportRow.objects.filter(of=found.pk, outcome=ImportRow.Outcome.REFUSED).order_by("line")
+        rows = refused.values_list("line", "text", "note")[:REFUSED_SHOWN]
+        named = [{"line": line, "address": text[:100], "reason": note} for line, text, note in rows]
+        return cls.from_json({**found.report, "refused": named})
+
+    def kept(self) -> dict[str, Any]:
+        return {**self.as_json(), "refused": []}
+
+    def count(self, outcome: str, rows: int) -> None:
+        name = "refused_rows" if outcome == ImportRow.Outcome.REFUSED else outcome
+        setattr(self, name, getattr(self, name) + rows)
+
+
+def import_csv(
+    path: Path,
+    *,
+    attestation: str = "",
+    columns: dict[str, str] | None = None,
+    words: dict[str, str] | None = None,
+    by: str = "",
+    trial: bool = False,
+) -> Report:
+    """Import the readers of a file; take up a run of the same file that did not come to its end.
+
+    `columns` says what columns are (by their header) where that is not found out, `words` what words of the state mean.
+    `trial` writes nothing and tells what would happen. Raises UnreadableFile, and then nothing is done.
+    """
+
+    def open_file() -> IO[bytes]:
+        return path.open("rb")
+
+    table = Table(open_file)
+    mapping = layouts.changed(layouts.guess(table, path.name), table, columns or {}, words or {})
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    found = Import(
+        name=path.name[:200],
+        size=path.stat().st_size,
+        sha256=sha256,
+        mapping=mapping.as_json(),
+        attestation=attestation[:300],
+        by=by,
+    )
+    if not trial:
+        found = _cut_off(found) or found
+        found.save()
+    return run(found, open_file, trial=trial)
+
+
+def _cut_off(new: Import) -> Import | None:
+    same = {name: getattr(new, name) for name in ("sha256", "mapping", "attestation")}
+    return Import.objects.filter(**same, state=Import.State.RUNNING, parts=None).first()
+
+
+@transaction.atomic
+def keep(file: Iterable[bytes], name: str, *, by: str) -> Import:
+    """Keep an uploaded file until it is imported, and guess what its columns are. Raises UnreadableFile."""
+    found, digest = Import.objects.create(name=PurePath(name).name[:200], by=by, size=0), hashlib.sha256()
+    for number, block in enumerate(file):
+        ImportPart.objects.create(of=found, number=number, data=zlib.compress(block, 1))
+        digest.update(block)
+        found.size += len(block)
+    found.sha256 = digest.hexdigest()
+    found.mapping = layouts.guess(Table(opener(found)), found.name).as_json()
+    found.save()
+    return found
+
+
+def opener(found: Import) -> Opener:
+    """Return how to open the file that an import keeps."""
+    return lambda: BufferedReader(_Parts(found.pk), BLOCK_BYTES)
+
+
+class _Parts(RawIOBase):
+    """The pieces of an uploaded file, one after the other."""
+
+    def __init__(self, pk: int) -> None:
+        self.pk, self.number, self.rest = pk, 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.rest:
+            part = ImportPart.objects.filter(of=self.pk, number=self.number).values_list("data", flat=True).first()
+            self.rest, self.number = zlib.decompress(part) if part else b"", self.number + 1
+        taken = self.rest[: len(buffer)]
+        buffer[: len(taken)], self.rest = taken, self.rest[len(taken) :]
+        return len(taken)
+
+
+def run(found: Import, open_file: Opener, *, trial: bool = False) -> Report:
+    """Import the rows that are not done yet and return the report of all; with `trial` only tell what would happen.
+
+    Raises UnreadableFile; Stopped, where another process goes on with the same import.
+    """
+    table, mapping = Table(open_file), Mapping.from_json(found.mapping)
+    run = _Run(found, Interpreter(table.header, mapping, now=timezone.now()), trial=trial)
+    if not trial:
+        Import.objects.filter(pk=found.pk).exclude(state=Import.State.DONE).update(state=Import.State.RUNNING, error="")
+    rows = table.rows()
+    for _row in islice(rows, run.report.rows):  # done before
+        pass
+    with connection.cursor() as cursor:
+        cursor.execute(STAGE)
+    try:
+        while chunk := list(islice(rows, CHUNK)):
+            run.take(chunk)
+    finally:
+        with suppress(DatabaseError), connection.cursor() as cursor:
+            cursor.execute(UNSTAGE)
+    run.end()
+    return run.report
+
+
+class _Run:
+    """One run over a file's rows."""
+
+    def __init__(self, found: Import, interpreter: Interpreter, *, trial: bool) -> None:
+        self.found, self.interpreter, self.trial = found, interpreter, trial
+        self.report = Report() if trial else Report.of(found)
+        detail = {"import": found.pk, "file": found.name, "attestation": found.attestation}
+        self.values = {
+            "import": found.pk,
+            "trial": trial,
+            "note": f"import {found.pk}",
+            "detail": json.dumps(detail),
+            "blocked": BLOCKED,
+            "limit": REFUSED_SHOWN,
         }
 
+    def take(self, chunk: list[Row]) -> None:
+        """Write one chunk, its report and the count of the rows that are done, or none of it."""
+        report = deepcopy(self.report)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("TRUNCATE staged, judged")
+            cursor.execute(PLANS)
+            if not self.trial:
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+                self._check_place()
+            turns = self._stage(cursor, chunk, report)
+            for turn in range(1, turns + 1):
+                self._write(cursor, turn, report)
+            report.rows += len(chunk)
+            if not self.trial:
+                Import.objects.filter(pk=self.found.pk).update(read=report.rows, report=report.kept())
+        self.report = report
 
-def import_csv(path: Path, *, attestation: str = "") -> Report:
-    """Import the readers of a CSV file (UTF-8, with a header line); raises UnreadableFile, and then nothing is done."""
-    report = Report()
-    found = {subscriber.key: subscriber for subscriber in _read(_text(path), report)}
-    report.unchanged += report.rows - len(report.refused) - len(found)
-    with transaction.atomic():
-        for keys in _chunks(list(found), CHUNK):
-            _write([found[key] for key in keys], report, attestation or path.name)
-    return report
+    def end(self) -> None:
+        """Note that it is done; the file is not kept any longer."""
+        found = Import.objects.filter(pk=self.found.pk)
+        if self.trial:
+            found.update(is_judged=True, report=self.report.kept())
+            return
+        with transaction.atomic():
+            found.update(state=Import.State.DONE, ended_at=timezone.now(), report=self.report.kept())
+            ImportPart.objects.filter(of=self.found).delete()
+
+    def _check_place(self) -> None:
+        place = Import.objects.select_for_update().values_list("read", flat=True).get(pk=self.found.pk)
+        if place != self.report.rows:
+            raise Stopped(f"Another process goes on with import {self.found.pk}, which is at row {place}.")
+
+    def _stage(self, cursor: Any, chunk: list[Row], report: Report) -> int:
+        """Copy the rows into the staging table; return how often the most frequent person is among them."""
+        turns: Counter[str] = Counter()
+        with cursor.copy(COPY) as copy:
+            for row in chunk:
+                person = self.interpreter.person(row)
+                if person.key:
+                    turns[person.key] += 1
+                    report.states[person.state] += 1
+                    if person.word:
+                        report.unknown_states[person.word[:100]] += 1
+                copy.write_row(_staged(row, person, turns[person.key] or 1))
+        return max(turns.values(), default=1)
+
+    def _write(self, cursor: Any, turn: int, report: Report) -> None:
+        """Judge the rows in which a person comes for the `turn`th time, and do what that says."""
+        values = {**self.values, "turn": turn}
+        cursor.execute("TRUNCATE judged")
+        cursor.execute(JUDGE, values)
+        for statement in (REMEMBER,) if self.trial else (SUPPRESS, CREATE):
+            cursor.execute(statement, values)
+        if not self.trial:
+            self._after_create(cursor, values)
+        cursor.execute(OUTCOMES)
+        for outcome, rows in cursor.fetchall():
+            report.count(outcome, rows)
+        room = REFUSED_SHOWN - len(report.refused)
+        if room > 0:
+            cursor.execute(REFUSED, {"limit": room})
+            names = ("line", "address", "reason")
+            report.refused += [dict(zip(names, (row[0], row[1], row[2] or BLOCKED), strict=True)) for row in cursor]
+
+    def _after_create(self, cursor: Any, values: dict[str, Any]) -> None:
+        cursor.execute(OVERTAKEN)
+        if overtaken := [line for (line,) in cursor.fetchall()]:
+            cursor.execute(f"{JUDGE} AND st.line = ANY(%(lines)s)", {**values, "lines": overtaken})
+        for statement in (CONSENT, LOWER, COMPLETE, KEEP):
+            cursor.execute(statement, values)
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        raise UnreadableFile(
-            f"{path.name} is not UTF-8: line {row} has the byte 0x{data[error.start]:02x}. "
-            "Save it as “CSV UTF-8” and import it again; nothing was imported."
-        ) from error
-
-
-def _read(text: str, report: Report) -> Iterator[Subscriber]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = {(name or "").strip().lower(): name for name in rows.fieldnames or []}
-    address = next((columns[name] for name in ADDRESS_COLUMNS if name in columns), None)
-    if address is None:
-        known = ", ".join(ADDRESS_COLUMNS)
-        raise UnreadableFile(f"No column holds the address. The first line must name one of: {known}.")
-    try:
-        for row in rows:
-            report.rows += 1
-            subscriber = _subscriber(row, address, columns, rows.line_num, report)
-            if subscriber:
-                yield subscriber
-    except csv.Error as error:
-        raise UnreadableFile(f"Line {rows.line_num} is no CSV: {error}. Nothing was imported.") from error
-
-
-def _subscriber(
-    row: dict[str, str | None], address: str, columns: dict[str, str], line: int, report: Report
-) -> Subscriber | None:
-    typed = (row.get(address) or "").strip()
-    try:
-        key = addresses.canonical(typed)
-    except addresses.InvalidAddress as error:
-        report.refused.append({"line": line, "address": typed[:100], "reason": str(error)})
-        return None
-    name = next((row.get(columns[column]) or "" for column in NAME_COLUMNS if column in columns), "")
-    status = _status(row, columns, report)
-    return Subscriber(
-        address=typed,
-        key=key,
-        address_hash=addresses.keyed_hash(key),
-        name="".join(c for c in name if c.isprintable())[:100].strip(),
-        status=status,
-        confirmed_at=_confirmed_at(row, columns) if status != Subscriber.Status.PENDING else None,
-        unsubscribed_at=timezone.now() if status == Subscriber.Status.UNSUBSCRIBED else None,
-        source="import",
+def _staged(row: Row, person: Person, turn: int) -> tuple[Any, ...]:
+    """Return the columns of the staging table."""
+    if person.refusal:
+        text = row.text[:TEXT_LENGTH].rstrip("\r\n")
+        return (row.line, 1, None, None, person.address[:254], *[None] * 4, person.refusal[:300], text, *[None] * 6)
+    state = person.state
+    note = f"The state “{person.word[:100]}” is not known: no mail." if person.word else ""
+    return (
+        row.line,
+        turn,
+        person.key,
+        addresses.keyed_hash(person.key),
+        person.address,
+        person.name,
+        state if state in ("active", "pending") else "pending" if state == "unknown" else "unsubscribed",
+        state != "unknown",
+        SUPPRESSED.get(state, ""),
+        note,
+        "",
+        person.source or "import",
+        person.created_at,
+        person.confirmed_at,
+        person.left_at,
+        person.ip or None,
+        json.dumps(person.fields) if person.fields else "{}",
     )
-
-
-def _status(row: dict[str, str | None], columns: dict[str, str], report: Report) -> str:
-    """Say what a row's word for its state means here; a file without such a column vouches for all its rows."""
-    column = next((columns[name] for name in STATE_COLUMNS if name in columns), None)
-    if column is None:
-        return Subscriber.Status.ACTIVE
-    word = (row.get(column) or "").strip().lower()
-    if word in ACTIVE_WORDS:
-        return Subscriber.Status.ACTIVE
-    if word in LEFT_WORDS:
-        return Subscriber.Status.UNSUBSCRIBED
-    if word not in PENDING_WORDS:
-        report.unknown_states[word] += 1
-    return Subscriber.Status.PENDING
-
-
-def _confirmed_at(row: dict[str, str | None], columns: dict[str, str]) -> dt.datetime:
-    for name in ("confirmed_at", "confirmed", "subscribed_at", "created_at"):
-        value = (row.get(columns[name]) or "").strip() if name in columns else ""
-        try:
-            moment = parse_datetime(value)
-            day = parse_date(value)
-        except ValueError:
-            continue
-        if moment:
-            return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
-        if day:
-            return dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
-    return timezone.now()
-
-
-def _write(subscribers: list[Subscriber], report: Report, attestation: str) -> None:
-    keys = [subscriber.key for subscriber in subscribers]
-    known = set(Subscriber.objects.filter(key__in=keys).values_list("key", flat=True))
-    fresh = [subscriber for subscriber in subscribers if subscriber.key not in known]
-    Subscriber.objects.bulk_create(fresh, ignore_conflicts=True)
-    stored = Subscriber.objects.in_bulk([subscriber.key for subscriber in fresh], field_name="key")
-    Consent.objects.bulk_create(
-        [
-            Consent(subscriber=subscriber, kind=Consent.Kind.IMPORTED, detail={"attestation": attestation})
-            for subscriber in stored.values()
-        ]
-    )
-    report.created += len(fresh)
-    report.unchanged += len(known)
-    report.states.update(str(subscriber.status) for subscriber in fresh)
-
-
-def _chunks(keys: list[str], size: int) -> Iterator[list[str]]:
-    return (keys[start : start + size] for start in range(0, len(keys), size))

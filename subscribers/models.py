@@ -89,6 +89,8 @@ class Subscriber(models.Model):
     confirmed_at = models.DateTimeField(null=True, blank=True)
     unsubscribed_at = models.DateTimeField(null=True, blank=True)
     left_because = models.CharField(max_length=8, choices=LeftBecause, blank=True, default="", db_default="")
+    # What another tool knew beyond this: its custom fields by their name, and a list of "tags".
+    fields = models.JSONField(default=dict, db_default={}, blank=True)
 
     objects = SubscriberQuerySet.as_manager()
 
@@ -177,6 +179,78 @@ class Suppression(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_reason_display()}: {bytes(self.address_hash).hex()[:12]}…"
+
+
+class Import(models.Model):
+    """A file of readers that was brought in or waits for the author: how far it came, what became of it."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting", _("Waits for you")
+        RUNNING = "running", _("Runs")
+        DONE = "done", _("Done")
+        FAILED = "failed", _("Stopped")
+
+    FILE_DAYS: ClassVar[int] = 7  # how long an uploaded file waits
+    ROWS_DAYS: ClassVar[int] = 90  # how long what became of each row is kept
+
+    name = models.CharField(max_length=200)
+    sha256 = models.CharField(max_length=64)
+    size = models.BigIntegerField(help_text=_("In bytes"))
+    state = models.CharField(max_length=8, choices=State, default=State.WAITING)
+    mapping = models.JSONField(default=dict)
+    # Where these readers gave their consent, in the words of who vouches for it (GDPR, Art. 7(1)).
+    attestation = models.CharField(max_length=300, blank=True)
+    by = models.CharField(max_length=150, blank=True)
+    is_judged = models.BooleanField(default=False)  # gone through once without writing anything
+    read = models.BigIntegerField(default=0)  # how many rows are done
+    report = models.JSONField(default=dict)
+    error = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ImportPart(models.Model):
+    """A piece of an uploaded file, until it is imported: so each process can read it, wherever it runs."""
+
+    of = models.ForeignKey(Import, on_delete=models.CASCADE, related_name="parts")
+    number = models.PositiveIntegerField()
+    data = models.BinaryField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["of", "number"], name="import_part_once")]
+
+    def __str__(self) -> str:
+        return f"part {self.number} of import {self.of_id}"
+
+
+class ImportRow(models.Model):
+    """What became of a row. It names the reader and does not repeat him; only a refused row keeps its text."""
+
+    class Outcome(models.TextChoices):
+        CREATED = "created", _("Created")
+        UPDATED = "updated", _("Completed")
+        UNCHANGED = "unchanged", _("Unchanged")
+        LOWERED = "lowered", _("Gets less mail, or none")
+        REFUSED = "refused", _("Refused")
+
+    pk = models.CompositePrimaryKey("of_id", "line")
+    of = models.ForeignKey(Import, on_delete=models.CASCADE, db_constraint=False, db_index=False, related_name="rows")
+    line = models.PositiveIntegerField()
+    outcome = models.CharField(max_length=9, choices=Outcome)
+    note = models.CharField(max_length=300, blank=True)
+    subscriber = models.ForeignKey(
+        Subscriber, null=True, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False, related_name="+"
+    )
+    text = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.outcome}"
 
 
 class MagicLinkQuerySet(models.QuerySet["MagicLink"]):

@@ -9,8 +9,18 @@ from django.utils import timezone
 
 from newsletter import audit, delivery, erasure, retention
 from newsletter.models import Delivery, Issue
-from subscribers import links, subscription
-from subscribers.models import AddressChange, Consent, MagicLink, ReaderSession, Subscriber, SystemMail
+from subscribers import importer, links, subscription
+from subscribers.models import (
+    AddressChange,
+    Consent,
+    Import,
+    ImportPart,
+    ImportRow,
+    MagicLink,
+    ReaderSession,
+    Subscriber,
+    SystemMail,
+)
 from tests.factories import make_issue
 
 pytestmark = pytest.mark.usefixtures("publication")
@@ -108,3 +118,27 @@ def test_gdp_7_who_never_confirmed_is_deleted_after_seven_days(bob: Subscriber, 
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM subscribers_consent")
         assert cursor.fetchone() == (0,)
+
+
+def test_gdp_7_an_uploaded_file_waits_a_week_and_its_report_a_season() -> None:
+    imported, waiting, new = (importer.keep([b"email\na@example.org\n"], f"{n}.csv", by="ann") for n in "abc")
+    importer.run(imported, importer.opener(imported))
+    Import.objects.exclude(pk=new.pk).update(created_at=LONG_AGO)
+    Import.objects.filter(pk=imported.pk).update(ended_at=LONG_AGO)
+    retention.run()
+    assert set(Import.objects.all()) == {imported, new}
+    assert ImportPart.objects.get().of == new
+    assert not ImportRow.objects.filter(of=waiting.pk).exists()
+    assert not ImportRow.objects.exists()
+
+
+def test_gdp_5_erasure_empties_the_text_of_a_refused_row(alice: Subscriber) -> None:
+    found = importer.keep([b"email,name\nAlice <alice@example.org>,Alice\n"], "a.csv", by="ann")
+    importer.run(found, importer.opener(found))
+    Subscriber.objects.filter(pk=alice.pk).update(fields={"tags": ["vip"]})
+    assert "alice@example.org" in ImportRow.objects.get().text
+    erasure.erase(alice.pk, keep_out=True)
+    alice.refresh_from_db()
+    found.refresh_from_db()
+    assert (ImportRow.objects.get().text, alice.fields) == ("", {})
+    assert "alice" not in str(found.report)

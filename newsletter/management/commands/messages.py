@@ -30,6 +30,7 @@ FOR_THE_AUTHOR = {
     *(
         "subscribers/admin.py",
         "subscribers/importer.py",
+        "subscribers/layouts.py",
         "subscribers/models.py",
         "subscribers/names.py",
         "subscribers/views/author.py",
