@@ -29,11 +29,10 @@ QUESTIONS = {
     "a reader who was active at freeze and has no copy": """
         SELECT count(*), min(s.id) FROM subscribers_subscriber s
          WHERE s.status = 'active' AND s.confirmed_at < %(prepared_at)s AND s.unsubscribed_at IS NULL
-           AND s.topics = '{}' AND NOT EXISTS (
+           AND s.frequency = 'every' AND s.topics = '{}' AND NOT EXISTS (
                SELECT 1 FROM subscribers_consent c
-                WHERE c.subscriber_id = s.id AND c.at > %(prepared_at)s AND jsonb_exists(c.detail, 'topics'))
-           AND NOT EXISTS (SELECT 1 FROM subscribers_consent c WHERE c.subscriber_id = s.id
-                              AND c.kind = 'imported' AND c.at >= %(prepared_at)s)
+                WHERE c.subscriber_id = s.id AND c.at > %(prepared_at)s
+                  AND (c.kind = 'imported' OR jsonb_exists_any(c.detail, ARRAY['topics', 'frequency'])))
            AND NOT EXISTS (SELECT 1 FROM newsletter_delivery d
                             WHERE d.issue_id = %(issue)s AND d.subscriber_id = s.id)""",
     "a copy shown as sent that nobody took": """

@@ -69,7 +69,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 def _goes_to(upcoming: Upcoming | None, audience: figures.Audience) -> int:
     """Return to how many readers the next issue would go now; they are counted anew only where it is not for all."""
     if upcoming is None or upcoming.issue is None or upcoming.issue.is_for_all:
-        return audience.mailable
+        return audience.of_each_issue
     return upcoming.issue.audience().count()
 
 

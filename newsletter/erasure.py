@@ -85,6 +85,7 @@ def _empty_row(reader: Subscriber) -> None:
         paused_until=None,
         topics=[],
         language="",
+        frequency=Subscriber.Frequency.EVERY,
         unsubscribe_id=uuid.uuid4(),
         source="",
         left_because="",

@@ -76,12 +76,18 @@ class Audience:
     readers: int
     suppressed: int
     paused: int  # and not suppressed
+    monthly: int  # want a digest, and neither of these
     waiting: int  # asked to join and have not confirmed
     erased: int
 
     @property
     def mailable(self) -> int:
         return self.readers - self.suppressed - self.paused
+
+    @property
+    def of_each_issue(self) -> int:
+        """Return how many get a single issue, whatever its topics."""
+        return self.mailable - self.monthly
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,9 @@ def audience() -> Audience:
         "readers": active,
         "suppressed": active & models.Q(suppressed=True),
         "paused": active & models.Q(suppressed=False, paused_until__gt=Now()),
+        "monthly": active
+        & models.Q(suppressed=False, frequency=Subscriber.Frequency.MONTHLY)
+        & (models.Q(paused_until=None) | models.Q(paused_until__lte=Now())),
         "waiting": models.Q(status=status.PENDING),
         "erased": models.Q(status=status.ERASED),
     }

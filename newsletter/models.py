@@ -261,7 +261,7 @@ class Issue(models.Model):
     def audience(self) -> SubscriberQuerySet:
         """Return whom the issue would be sent to now, as `delivery.FREEZE` would choose them."""
         topics = self.topics()
-        return Subscriber.objects.mailable().wanting(topics.shared, offered=topics.offered)
+        return Subscriber.objects.mailable().of_each_issue().wanting(topics.shared, offered=topics.offered)
 
     def counts(self) -> Counts:
         """Count this issue's copies by state, at this moment."""

@@ -111,10 +111,18 @@ class AddressForm(forms.Form):
     address = AddressField()
 
 
+EVERY, MONTHLY = Subscriber.Frequency.values
+
+
 class PreferencesForm(forms.Form):
     """What a reader wants, and how he is spoken to."""
 
     name = forms.CharField(label=_("Your name"), required=False, max_length=100, validators=[PLAIN_NAME])
+    frequency = forms.ChoiceField(
+        label=_("How often"),
+        choices=[(EVERY, _("Every issue")), (MONTHLY, _("A digest once a month"))],
+        widget=forms.RadioSelect,
+    )
     topics = forms.TypedMultipleChoiceField(label=_("Topics"), required=False, coerce=int)
     language = forms.ChoiceField(label=_("Language of these pages and of mail about them"), required=False)
 

@@ -28,6 +28,10 @@ class SubscriberQuerySet(models.QuerySet["Subscriber"]):
     def unsuppressed(self) -> SubscriberQuerySet:
         return self.exclude(suppressed=True)
 
+    def of_each_issue(self) -> SubscriberQuerySet:
+        """Readers who want every issue and not a digest of them."""
+        return self.filter(frequency=Subscriber.Frequency.EVERY)
+
     def wanting(self, topics: Sequence[int], *, offered: Sequence[int]) -> SubscriberQuerySet:
         """Readers who chose none of the topics that are offered, or one of `topics` (both by the ids of their tags)."""
         chose = models.Q(topics__overlap=list(offered))
@@ -53,6 +57,10 @@ class Subscriber(models.Model):
         ACTIVE = "active", _("Active")
         UNSUBSCRIBED = "unsubscribed", _("Unsubscribed")
         ERASED = "erased", _("Erased")
+
+    class Frequency(models.TextChoices):
+        EVERY = "every", _("Every issue")
+        MONTHLY = "monthly", _("A digest once a month")
 
     class LeftBecause(models.TextChoices):
         OFTEN = "often", _("It comes too often")
@@ -80,6 +88,7 @@ class Subscriber(models.Model):
     paused_until = models.DateTimeField(null=True, blank=True)
     # Ids of posts.Tag. Only those that the author offers at the time count: without one, everything is wanted.
     topics = ArrayField(models.BigIntegerField(), default=list, db_default=[], blank=True)
+    frequency = models.CharField(max_length=8, choices=Frequency, default=Frequency.EVERY, db_default=Frequency.EVERY)
     # In which pages and mails about the subscription speak to the reader; empty: the publication's.
     language = models.CharField(max_length=10, choices=LANGUAGES, blank=True, default="", db_default="")
     # The bearer of the unsubscribe link: random, never expires, may only reduce mail.

@@ -176,8 +176,8 @@ def resubscribe(subscriber_id: int, circumstances: Circumstances = NOWHERE) -> b
 
 
 @transaction.atomic
-def change(subscriber_id: int, circumstances: Circumstances = NOWHERE, **wishes: Any) -> None:
-    """Write down what a reader wishes, such as his `name` or `topics`; what is new is recorded."""
+def change(subscriber_id: int, circumstances: Circumstances = NOWHERE, **wishes: Any) -> bool:
+    """Write down what a reader wishes, such as his `name` or `topics`; record what is new, False if nothing is."""
     subscriber = Subscriber.objects.select_for_update().get(pk=subscriber_id)
     changed = {field: value for field, value in wishes.items() if getattr(subscriber, field) != value}
     for field, value in changed.items():
@@ -187,6 +187,7 @@ def change(subscriber_id: int, circumstances: Circumstances = NOWHERE, **wishes:
         circumstances.record(
             subscriber, Kind.CHANGED, **{field: _in_words(field, value) for field, value in changed.items()}
         )
+    return bool(changed)
 
 
 def _in_words(field: str, value: Any) -> str:

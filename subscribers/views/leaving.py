@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 from django.db import InterfaceError, InternalError, OperationalError
@@ -16,6 +18,7 @@ from posts.models import Publication
 from subscribers import links, spool, subscription, tokens
 from subscribers.forms import PauseForm, SubscribeForm
 from subscribers.models import MagicLink, Subscriber
+from subscribers.subscription import Circumstances
 from subscribers.views.doors import circumstances, cookieless, fields, private, speaking
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,9 @@ def _answer(request: HttpRequest, subscriber: Subscriber) -> HttpResponse:
         return leave(request, subscriber)
     if "weeks" in data:
         return _pause(request, subscriber, data)
+    if "digest" in data:
+        subscription.change(subscriber.pk, circumstances(request), frequency=Subscriber.Frequency.MONTHLY)
+        return render(request, "subscribers/less.html", {"undo": _undo_key(request, subscriber)})
     if "because" in data:
         subscription.note_reason(subscriber.pk, data.get("because", ""))
         return render(request, "subscribers/unsubscribed.html", {"thanks": True, "undo": data.get("key", "")[:100]})
@@ -93,14 +99,18 @@ def _undo_key(request: HttpRequest, subscriber: Subscriber) -> str:
 @cookieless  # the one-time key is all the authority there is
 @require_POST
 def undo(request: HttpRequest) -> HttpResponse:
-    """Take back an unsubscribe or a pause by the key that its own answer carried."""
-    subscriber = links.redeem((fields(request) or QueryDict()).get("key", "")[:100], MagicLink.Purpose.UNDO)
-    if subscriber is None or not _take_back(request, subscriber):
+    """Take back an unsubscribe, a pause or the wish for a digest by the key that its own answer carried."""
+    data = fields(request) or QueryDict()
+    subscriber = links.redeem(data.get("key", "")[:100], MagicLink.Purpose.UNDO)
+    take_back = TAKE_BACK.get(data.get("of", "leave"), subscription.resubscribe)
+    if subscriber is None or not take_back(subscriber.pk, circumstances(request)):
         return private(render(request, "subscribers/link_dead.html", {"form": SubscribeForm()}, status=410))
     with speaking(subscriber):
         return private(render(request, "subscribers/confirmed.html", {"back": True}))
 
 
-def _take_back(request: HttpRequest, subscriber: Subscriber) -> bool:
-    given = circumstances(request)
-    return subscription.resubscribe(subscriber.pk, given) or subscription.go_on(subscriber.pk, given)
+TAKE_BACK: dict[str, Callable[[int, Circumstances], bool]] = {
+    "leave": subscription.resubscribe,
+    "pause": subscription.go_on,
+    "digest": partial(subscription.change, frequency=Subscriber.Frequency.EVERY),
+}

@@ -155,7 +155,7 @@ def test_the_audience_says_why_some_are_not_mailed(
     Suppression.objects.create(address_hash=both.address_hash, reason="bounced")
     reader("erased", "2026-10-01", status="erased")
     found = figures.audience()
-    assert found == figures.Audience(readers=4, suppressed=2, paused=1, waiting=1, erased=1)
+    assert found == figures.Audience(readers=4, suppressed=2, paused=1, monthly=0, waiting=1, erased=1)
     assert found.mailable == Subscriber.objects.mailable().count() == 1
 
 

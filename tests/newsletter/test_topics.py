@@ -1,8 +1,11 @@
 """Topics: an issue goes to whoever chose none, or one that its posts have."""
 
-import pytest
+import datetime as dt
 
-from newsletter import delivery
+import pytest
+from django.utils import timezone
+
+from newsletter import audit, delivery, figures
 from newsletter.models import Delivery, Issue
 from posts.models import Tag
 from subscribers.models import Subscriber
@@ -72,3 +75,19 @@ def test_who_widens_his_choice_later_may_be_sent_it_among_those_who_joined(reade
     sent_to(issue)
     Subscriber.objects.update(topics=[])
     assert delivery.send_to_joined(issue) == 1
+
+
+def test_who_wants_a_digest_gets_no_single_issue_and_the_audit_knows(readers: None, tags: dict[str, Tag]) -> None:
+    Subscriber.objects.filter(address="reader0@example.org").update(frequency="monthly")
+    issue = issue_on(tags["Locks"])
+    assert sent_to(issue) == {"reader1", "reader3"}
+    assert figures.audience().of_each_issue == 3
+    assert audit.audit(issue).violations == []
+
+
+def test_the_audit_still_finds_who_was_forgotten(readers: None, tags: dict[str, Tag]) -> None:
+    Subscriber.objects.update(confirmed_at=timezone.now() - dt.timedelta(days=1))
+    issue = issue_on(tags["Locks"])
+    sent_to(issue)
+    issue.deliveries.filter(address="reader0@example.org").delete()
+    assert any("active at freeze" in violation for violation in audit.audit(issue).violations)

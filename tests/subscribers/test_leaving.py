@@ -221,9 +221,20 @@ def test_a_pause_on_the_page_can_be_undone_and_never_made_shorter(path: str, cli
     page = client.post(path + "/", {"weeks": "2"})
     alice.refresh_from_db()
     assert (alice.status, alice.paused_until) == (Status.ACTIVE, first)
-    client.post("/subscribe/undo/", {"key": page.context["undo"]})
+    client.post("/subscribe/undo/", {"key": page.context["undo"], "of": "pause"})
     alice.refresh_from_db()
     assert alice.paused_until is None
+
+
+def test_a_digest_instead_of_leaving_can_be_undone(path: str, client: Client, alice: Subscriber) -> None:
+    page = client.post(path + "/", {"digest": "1"})
+    alice.refresh_from_db()
+    assert (alice.status, alice.frequency) == (Status.ACTIVE, "monthly")
+    assert "digest" not in client.get(path + "/").text
+    assert 'name="of" value="digest"' in page.text
+    assert client.post("/subscribe/undo/", {"key": page.context["undo"], "of": "digest"}).status_code == 200
+    alice.refresh_from_db()
+    assert alice.frequency == "every"
 
 
 @pytest.mark.parametrize("weeks", ["", "3", "-2", "x", "2 weeks"])

@@ -53,7 +53,7 @@ def test_a_forged_session_is_asked_for_its_address(client: Client, alice: Subscr
 
 def test_a_reader_changes_his_name_leaves_and_returns(client: Client, path: str, alice: Subscriber) -> None:
     client.post(path)
-    client.post("/preferences/", {"act": "save", "name": "Ada"})
+    client.post("/preferences/", {"act": "save", "name": "Ada", "frequency": "every"})
     page = client.post("/preferences/", {"act": "leave"})
     alice.refresh_from_db()
     assert (alice.name, alice.status) == ("Ada", Status.UNSUBSCRIBED)

@@ -30,7 +30,7 @@ def desk(client: Client, alice: Subscriber) -> Client:
 
 
 def save(desk: Client, **values: Any) -> Any:
-    return desk.post("/preferences/", {"act": "save", "name": "Alice", "language": "", **values})
+    return desk.post("/preferences/", {"act": "save", "name": "Alice", "language": "", "frequency": "every", **values})
 
 
 def test_only_topics_that_the_author_offers_can_be_chosen(desk: Client, alice: Subscriber, locks: Tag) -> None:
@@ -51,6 +51,14 @@ def test_without_offered_topics_nothing_is_said_of_them_and_a_choice_stays(desk:
     save(desk, name="Ada")
     alice.refresh_from_db()
     assert (alice.name, alice.topics) == ("Ada", [7])
+
+
+def test_a_digest_is_chosen_and_nothing_else_is_taken_for_one(desk: Client, alice: Subscriber) -> None:
+    save(desk, frequency="monthly")
+    alice.refresh_from_db()
+    assert alice.frequency == "monthly"
+    assert "a digest once a month" in desk.get("/preferences/").text
+    assert save(desk, frequency="daily").status_code == 422
 
 
 def test_what_changed_is_recorded_in_words_and_only_that(desk: Client, alice: Subscriber, locks: Tag) -> None:
