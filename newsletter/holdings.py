@@ -10,7 +10,7 @@ from newsletter.models import Delivery
 from posts.models import Publication, Tag
 from subscribers.models import Subscriber
 
-HERE = ("address", "name", "status", "language", "frequency", "source", "paused_until", "left_because")
+HERE = ("address", "name", "status", "language", "frequency", "source", "paused_until", "left_because", "fields")
 DATES = ("created_at", "confirmed_at", "unsubscribed_at")
 
 

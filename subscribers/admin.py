@@ -46,7 +46,7 @@ class SubscriberAdmin(ReadOnly, ModelAdmin):
     search_help_text = _("An address in any spelling, or how it begins")
     fields = [
         "address", "name", "status", "suppressed", "paused_until", "source", "created_at", "confirmed_at",
-        "unsubscribed_at",
+        "unsubscribed_at", "left_because", "frequency", "language",
     ]  # fmt: skip
     inlines = [ConsentInline]
     actions = ["unsubscribe", "suppress"]

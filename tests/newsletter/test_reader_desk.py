@@ -24,7 +24,7 @@ from newsletter.celery import app
 from newsletter.models import Delivery, Issue
 from subscribers import addresses, emails, links, submissions, subscription
 from subscribers.importer import import_csv
-from subscribers.models import Subscriber, Suppression, SystemMail
+from subscribers.models import Import, ImportRow, Subscriber, Suppression, SystemMail
 from subscribers.subscription import Circumstances
 from subscribers.views.doors import SESSION_COOKIE
 from tests.factories import make_issue
@@ -56,6 +56,10 @@ def reader(db: None) -> Subscriber:
         object_repr=ADDRESS,
         action_flag=2,
     )
+    Subscriber.objects.update(fields={"City": CANARY})
+    brought = Import.objects.create(name="old.csv", sha256="0", size=1)
+    text = f"{ADDRESS},vip"
+    ImportRow.objects.create(of=brought, line=2, outcome=ImportRow.Outcome.REFUSED, text=text)
     reader.refresh_from_db()
     return reader
 
@@ -192,6 +196,7 @@ def test_gdp_6_the_file_holds_everything_of_this_reader_and_nothing_of_others(
     held = json.loads(answer.content)
     assert held["reader"]["address"] == ADDRESS
     assert [consent["kind"] for consent in held["consents"]] == ["requested", "confirmed", "changed"]
+    assert held["reader"]["fields"] == {"City": CANARY}
     assert held["consents"][0]["ip"] == "192.0.2.77"
     assert held["consents"][0]["wording"] == "Send me it."
     assert [(copy["subject"], copy["state"]) for copy in held["issues"]] == [
