@@ -10,20 +10,21 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from io import BufferedReader, RawIOBase
 from itertools import islice
 from pathlib import Path, PurePath
+from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
 from subscribers import addresses, layouts
-from subscribers.csvfile import BLOCK_BYTES, Opener, Row, Table
+from subscribers.csvfile import Opener, Row, Table
 from subscribers.layouts import SUPPRESSED, Interpreter, Mapping, Person
 from subscribers.models import Import, ImportPart, ImportRow
 
@@ -259,32 +260,21 @@ def keep(file: Iterable[bytes], name: str, *, by: str) -> Import:
         digest.update(block)
         found.size += len(block)
     found.sha256 = digest.hexdigest()
-    found.mapping = layouts.guess(Table(opener(found)), found.name).as_json()
+    with kept_file(found) as open_file:
+        found.mapping = layouts.guess(Table(open_file), found.name).as_json()
     found.save()
     return found
 
 
-def opener(found: Import) -> Opener:
-    """Return how to open the file that an import keeps."""
-    return lambda: BufferedReader(_Parts(found.pk), BLOCK_BYTES)
-
-
-class _Parts(RawIOBase):
-    """The pieces of an uploaded file, one after the other."""
-
-    def __init__(self, pk: int) -> None:
-        self.pk, self.number, self.rest = pk, 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self.rest:
-            part = ImportPart.objects.filter(of=self.pk, number=self.number).values_list("data", flat=True).first()
-            self.rest, self.number = zlib.decompress(part) if part else b"", self.number + 1
-        taken = self.rest[: len(buffer)]
-        buffer[: len(taken)], self.rest = taken, self.rest[len(taken) :]
-        return len(taken)
+@contextmanager
+def kept_file(found: Import) -> Iterator[Opener]:
+    """Lay down the file that an import keeps, as long as the block lasts; yield how to open it."""
+    with NamedTemporaryFile() as spool:
+        for data in found.parts.order_by("number").values_list("data", flat=True).iterator(chunk_size=1):
+            spool.write(zlib.decompress(data))
+        spool.flush()
+        path = Path(spool.name)
+        yield lambda: path.open("rb")
 
 
 def run(found: Import, open_file: Opener, *, trial: bool = False) -> Report:
@@ -302,13 +292,26 @@ def run(found: Import, open_file: Opener, *, trial: bool = False) -> Report:
     with connection.cursor() as cursor:
         cursor.execute(STAGE)
     try:
-        while chunk := list(islice(rows, CHUNK)):
-            run.take(chunk)
+        with ThreadPoolExecutor(1) as ahead:  # the next rows are read while PostgreSQL writes
+            coming = ahead.submit(run.read, rows)
+            while chunk := coming.result():
+                coming = ahead.submit(run.read, rows)
+                run.take(chunk)
     finally:
         with suppress(DatabaseError), connection.cursor() as cursor:
             cursor.execute(UNSTAGE)
     run.end()
     return run.report
+
+
+@dataclass
+class _Chunk:
+    """Rows as the staging table takes them, and what they say."""
+
+    staged: list[tuple[Any, ...]] = field(default_factory=list)
+    turns: Counter[str] = field(default_factory=Counter)  # how often each person is among them
+    states: Counter[str] = field(default_factory=Counter)
+    unknown_states: Counter[str] = field(default_factory=Counter)
 
 
 class _Run:
@@ -327,7 +330,20 @@ class _Run:
             "limit": REFUSED_SHOWN,
         }
 
-    def take(self, chunk: list[Row]) -> None:
+    def read(self, rows: Iterator[Row]) -> _Chunk | None:
+        """Understand the next rows; None after the last."""
+        chunk = _Chunk()
+        for row in islice(rows, CHUNK):
+            person = self.interpreter.person(row)
+            if person.key:
+                chunk.turns[person.key] += 1
+                chunk.states[person.state] += 1
+                if person.word:
+                    chunk.unknown_states[person.word[:100]] += 1
+            chunk.staged.append(_staged(row, person, chunk.turns[person.key]))
+        return chunk if chunk.staged else None
+
+    def take(self, chunk: _Chunk) -> None:
         """Write one chunk, its report and the count of the rows that are done, or none of it."""
         report = deepcopy(self.report)
         with transaction.atomic(), connection.cursor() as cursor:
@@ -336,10 +352,14 @@ class _Run:
             if not self.trial:
                 cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
                 self._check_place()
-            turns = self._stage(cursor, chunk, report)
-            for turn in range(1, turns + 1):
+            with cursor.copy(COPY) as copy:
+                for row in chunk.staged:
+                    copy.write_row(row)
+            for turn in range(1, max(chunk.turns.values(), default=1) + 1):
                 self._write(cursor, turn, report)
-            report.rows += len(chunk)
+            report.rows += len(chunk.staged)
+            report.states += chunk.states
+            report.unknown_states += chunk.unknown_states
             if not self.trial:
                 Import.objects.filter(pk=self.found.pk).update(read=report.rows, report=report.kept())
         self.report = report
@@ -358,20 +378,6 @@ class _Run:
         place = Import.objects.select_for_update().values_list("read", flat=True).get(pk=self.found.pk)
         if place != self.report.rows:
             raise Stopped(f"Another process goes on with import {self.found.pk}, which is at row {place}.")
-
-    def _stage(self, cursor: Any, chunk: list[Row], report: Report) -> int:
-        """Copy the rows into the staging table; return how often the most frequent person is among them."""
-        turns: Counter[str] = Counter()
-        with cursor.copy(COPY) as copy:
-            for row in chunk:
-                person = self.interpreter.person(row)
-                if person.key:
-                    turns[person.key] += 1
-                    report.states[person.state] += 1
-                    if person.word:
-                        report.unknown_states[person.word[:100]] += 1
-                copy.write_row(_staged(row, person, turns[person.key] or 1))
-        return max(turns.values(), default=1)
 
     def _write(self, cursor: Any, turn: int, report: Report) -> None:
         """Judge the rows in which a person comes for the `turn`th time, and do what that says."""
@@ -418,7 +424,7 @@ def _staged(row: Row, person: Person, turn: int) -> tuple[Any, ...]:
         SUPPRESSED.get(state, ""),
         note,
         "",
-        person.source or "import",
+        person.source,
         person.created_at,
         person.confirmed_at,
         person.left_at,

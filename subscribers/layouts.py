@@ -21,7 +21,9 @@ from subscribers import addresses
 from subscribers.csvfile import LOOKS_LIKE_ADDRESS, Row, Table, UnreadableFile
 
 NAME_LENGTH, CELL_LENGTH, TAG_LENGTH = 100, 1000, 100
-FORMULA = re.compile(r"'(?=[=+\-@\t\r])")  # how a spreadsheet, or our own export, keeps a cell from being a formula
+# A cell that a spreadsheet may take for a formula, and how it or our export keeps it from that: a quote before it.
+DANGEROUS = re.compile(r"[\s\"']*[=+\-@＝＋－＠]|[\t\r]")
+FORMULA = re.compile(rf"'(?={DANGEROUS.pattern})")
 
 # From what may be mailed down to what may never be; a row moves a person to the right only.
 STATES = ("active", "unknown", "pending", "unsubscribed", "bounced", "complained", "blocked", "asked")
@@ -117,7 +119,7 @@ TOOLS = {
     "Ghost": ({"subscribed to emails"},),
     "Buttondown": ({"subscriber type"},),
     "beehiiv": ({"status", "unsubscribed at"}, {"status", "tier", "first name"}),
-    "Masthead": ({"state", "consented at"},),
+    "Masthead": ({"state", "source", "fields"},),
     "Kit": ({"first name", "status", "created at"}, {"first name", "state", "created at"}),
 }
 # Words that mean something else in one tool. listmonk's is the account's: who left the list is "enabled" as well.
@@ -270,7 +272,7 @@ class Interpreter:
             self._moment(cells, self.confirmed, fields),
             left_at,
             next((cells[n].strip() for n in self.ips if addresses.is_ip(cells[n].strip())), ""),
-            next((cells[n].strip()[:100] for n in self.sources), ""),
+            next((cells[n].strip()[:100] for n in self.sources), "import"),
             self._fields(cells, fields),
             "",
         )
@@ -334,6 +336,11 @@ def _refused(typed: str, why: str) -> Person:
 
 def _printable(name: str) -> str:
     return "".join(character for character in name if character.isprintable())[:NAME_LENGTH].strip()
+
+
+def formula_safe(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula; an import takes the quote away again."""
+    return f"'{cell}" if DANGEROUS.match(cell) else cell
 
 
 def split_tags(cell: str) -> list[str]:

@@ -101,6 +101,14 @@ def test_signing_up_is_measured_and_every_kind_of_address_gets_the_same_answer()
     assert found["signups_taken"] >= found["signup_rps"] * 0.9
 
 
+def test_bringing_readers_along_is_measured_beside_a_plain_insert() -> None:
+    ended = run("subscribers", "--rows=3000", "--json")  # so few rows take no longer than starting, so the ratio may fail
+    found = json.loads(ended.stdout)
+    assert (found["fsync"], found["rows"], len(found["pairs"])) == ("on", 3000, 1)
+    figures = ("import_rows_per_s", "ratio_insert_select", "ratio_copy", "list_ms", "export_rows_per_s", "peak_rss_mb")
+    assert min(found[name] for name in figures) > 0
+
+
 def test_a_server_without_fsync_is_refused(tmp_path: Path) -> None:
     servers = Servers(tmp_path / "fleeting", postgres_bin=settings.SERVERS.postgres_bin, durable=False)
     with servers.running():

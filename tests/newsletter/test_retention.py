@@ -122,7 +122,8 @@ def test_gdp_7_who_never_confirmed_is_deleted_after_seven_days(bob: Subscriber, 
 
 def test_gdp_7_an_uploaded_file_waits_a_week_and_its_report_a_season() -> None:
     imported, waiting, new = (importer.keep([b"email\na@example.org\n"], f"{n}.csv", by="ann") for n in "abc")
-    importer.run(imported, importer.opener(imported))
+    with importer.kept_file(imported) as open_file:
+        importer.run(imported, open_file)
     Import.objects.exclude(pk=new.pk).update(created_at=LONG_AGO)
     Import.objects.filter(pk=imported.pk).update(ended_at=LONG_AGO)
     retention.run()
@@ -134,7 +135,8 @@ def test_gdp_7_an_uploaded_file_waits_a_week_and_its_report_a_season() -> None:
 
 def test_gdp_5_erasure_empties_the_text_of_a_refused_row(alice: Subscriber) -> None:
     found = importer.keep([b"email,name\nAlice <alice@example.org>,Alice\n"], "a.csv", by="ann")
-    importer.run(found, importer.opener(found))
+    with importer.kept_file(found) as open_file:
+        importer.run(found, open_file)
     Subscriber.objects.filter(pk=alice.pk).update(fields={"tags": ["vip"]})
     assert "alice@example.org" in ImportRow.objects.get().text
     erasure.erase(alice.pk, keep_out=True)

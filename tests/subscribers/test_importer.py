@@ -235,15 +235,13 @@ def test_a_run_that_was_cut_off_is_taken_up_by_the_next(file: Write, monkeypatch
 
 def test_two_processes_never_do_the_same_rows(file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importer, "CHUNK", 1)
-    read = importer.Table.rows
+    take = importer._Run.take
 
-    def overtaken(table: importer.Table) -> Any:
-        for number, row in enumerate(read(table)):
-            if number == 1:
-                Import.objects.update(read=2)
-            yield row
+    def overtaken(run: Any, chunk: Any) -> None:
+        take(run, chunk)
+        Import.objects.update(read=2)
 
-    monkeypatch.setattr(importer.Table, "rows", overtaken)
+    monkeypatch.setattr(importer._Run, "take", overtaken)
     with pytest.raises(importer.Stopped, match="Another process"):
         import_csv(file("email\na@example.org\nb@example.org\nc@example.org\n"))
     assert set(states()) == {"a@example.org"}
@@ -253,7 +251,8 @@ def test_an_uploaded_file_is_kept_until_it_is_imported(file: Write) -> None:
     content = "email\n" + "".join(f"r{n}@example.org\n" for n in range(1000))
     found = importer.keep([content[:7000].encode(), content[7000:].encode()], "up.csv", by="ann")
     assert (found.size, found.parts.count()) == (len(content), 2)
-    assert importer.run(found, importer.opener(found)).created == 1000
+    with importer.kept_file(found) as open_file:
+        assert importer.run(found, open_file).created == 1000
     assert not found.parts.exists()
 
 

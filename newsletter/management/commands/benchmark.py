@@ -19,7 +19,9 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        modes = parser.add_subparsers(dest="mode", required=True, metavar="{delivery,freeze,memory,desk,site,signups}")
+        modes = parser.add_subparsers(
+            dest="mode", required=True, metavar="{delivery,freeze,memory,desk,site,signups,subscribers}"
+        )
         self.add_delivery(modes.add_parser("delivery", help="beside smtp-source and Django's SMTP backend"))
         self.add_freeze(modes.add_parser("freeze", help="beside a plain INSERT ... SELECT"))
         self.add_memory(modes.add_parser("memory", help="of one sending process, by number of readers"))
@@ -28,7 +30,9 @@ class Command(BaseCommand):
         self.add_signups(
             modes.add_parser("signups", help="whether an answer tells who is known, and sign-ups a second")
         )
-        # Not for people: a process that the others start.
+        self.add_subscribers(modes.add_parser("subscribers", help="import, list and export of many readers"))
+        # Not for people: processes that the others start.
+        modes.add_parser("importer").add_argument("file")
         modes.add_parser("sender").add_argument("issue", type=int)
 
     def add_delivery(self, parser: argparse.ArgumentParser) -> None:
@@ -81,6 +85,11 @@ class Command(BaseCommand):
         parser.add_argument("--seconds", type=_positive, default=10, help="of signing up")
         _add_json(parser)
 
+    def add_subscribers(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--rows", type=_positive, default=1_000_000)
+        parser.add_argument("--pairs", type=_positive, default=1, help="how often import and plain insert take turns")
+        _add_json(parser)
+
     def handle(self, *args: Any, **options: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop)
@@ -89,6 +98,9 @@ class Command(BaseCommand):
         match options["mode"]:
             case "sender":
                 _part("senders").send(options["issue"])
+                return
+            case "importer":
+                _part("subscribers").bring_along(options["file"])
                 return
             case "delivery":
                 part, found = self.delivery(options)
@@ -109,6 +121,10 @@ class Command(BaseCommand):
             case "signups":
                 part = _part("signups")
                 found = part.measure(part.Plan(**{name: options[name] for name in ("readers", "requests", "seconds")}))
+                errors = part.errors(found)
+            case "subscribers":
+                part = _part("subscribers")
+                found = part.measure(options["rows"], options["pairs"])
                 errors = part.errors(found)
             case _:
                 part, found = self.memory(options)
