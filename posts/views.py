@@ -85,7 +85,8 @@ def about(request: HttpRequest) -> HttpResponse:
 @pagecache.kept()
 @require_safe
 def privacy(request: HttpRequest) -> HttpResponse:
-    return render(request, "posts/privacy.html")
+    days = {"ip_days": settings.IP_DAYS, "delivery_days": settings.DELIVERY_DAYS}
+    return render(request, "posts/privacy.html", days)
 
 
 @require_safe

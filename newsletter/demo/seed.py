@@ -10,12 +10,13 @@ from pathlib import Path
 from django.contrib.auth import get_user_model
 from django.core.files.base import File
 from django.db import connection, transaction
+from django.db.models import Count
 from django.utils import timezone
 
 from newsletter import message, rendering, schedule
 from newsletter.models import Delivery, Issue, IssuePost, Slot
 from posts import importer
-from posts.models import FeaturedPost, Post, Publication, Series
+from posts.models import FeaturedPost, Post, Publication, Series, Tag
 from subscribers import addresses
 from subscribers.models import Consent, Subscriber, Suppression
 
@@ -88,9 +89,16 @@ def fill() -> None:
     make_publication()
     importer.import_folder(CONTENT)
     dress_posts()
+    offer_topics()
     make_readers()
     make_past_issues()
     make_due_issue()
+
+
+def offer_topics() -> None:
+    """Let readers choose among the topics that most posts have."""
+    most = Tag.objects.annotate(number=Count("posts")).order_by("-number", "name")[:5]
+    Tag.objects.filter(pk__in=list(most.values_list("pk", flat=True))).update(offered=True)
 
 
 def make_author() -> None:
