@@ -21,7 +21,7 @@ from django.utils.html import escape
 from django.utils.xmlutils import SimplerXMLGenerator
 from django.views.decorators.http import conditional_page, require_safe
 
-from posts import pagecache
+from posts import pagecache, shelves
 from posts.models import Post, Publication, Tag
 
 ITEMS = 20
@@ -100,7 +100,7 @@ class Feed:
     @classmethod
     def of(cls, slug: str) -> Feed:
         """Return the feed of a tag, of everything where `slug` is empty; raise Http404 where there is no such tag."""
-        return cls(get_object_or_404(Tag, slug=slug) if slug else None)
+        return cls(get_object_or_404(shelves.tags(), slug=slug) if slug else None)
 
     @property
     def page(self) -> str:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby, pairwise
+from itertools import chain, count, groupby, pairwise
 from operator import itemgetter
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -42,6 +42,8 @@ WORDS_A_MINUTE = 220
 EXCERPT_WORDS = 42
 MAIL_IMAGE_WIDTH = 544  # pixels: as wide as the text of a mail
 TEXT_WIDTH = 72
+# Ids that the page of a post has itself: a heading of these words gets another.
+PAGE_IDS = {"content", "contents-title", "copied", "correction", "name", "related-title", "series"}
 TASK = re.compile(r'<input class="task-list-item-checkbox"[^>]*?(checked="")?\s*/?>')
 SWALLOWING = re.compile(
     r"<(?=/?(?:title|textarea|style|xmp|iframe|noembed|noframes|noscript|script|plaintext|svg|math|template|select)\b)",
@@ -247,13 +249,18 @@ def _alert_titles(state: StateCore) -> None:
 
 def _heading_ids(state: StateCore) -> None:
     """Give each heading an id made of its words, unique in the text."""
-    seen: dict[str, int] = {}
-    for token, inline in zip(state.tokens, state.tokens[1:], strict=False):
+    taken = set(PAGE_IDS)
+    for token, inline in pairwise(state.tokens):
         if token.type == "heading_open":
             words = slugify(_words(inline))[:60] or "section"
-            seen[words] = seen.get(words, 0) + 1
-            number = f"-{seen[words]}" if seen[words] > 1 else ""
-            token.attrSet("id", f"{state.env.get('prefix', '')}{words}{number}")
+            free = next(name for name in _numbered(words) if name not in taken)
+            taken.add(free)
+            token.attrSet("id", f"{state.env.get('prefix', '')}{free}")
+
+
+def _numbered(words: str) -> Iterator[str]:
+    """Yield locks, locks-2, locks-3 and so on."""
+    return chain([words], (f"{words}-{number}" for number in count(2)))
 
 
 def _raw(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:

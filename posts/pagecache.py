@@ -379,6 +379,7 @@ def anonymous(environ: Environ, key: Key) -> Environ:
 def known_query(query: str, parameters: Parameters) -> str | None:
     """Return the part of a query that the page knows, in one order; None where a value is not as it should be."""
     try:
+        query = query.encode("latin-1").decode()  # PEP 3333: what a server gives is bytes; Django, too, reads them so
         given = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=100))  # the last of two counts
     except ValueError:
         return None
@@ -406,4 +407,4 @@ def _is_allowed(host: str) -> bool:
 def in_front_of(django: Application) -> Application:
     """Return the application with its pages kept, as PAGE_CACHE_MB allows; with 0 each page is made anew."""
     capacity = settings.PAGE_CACHE_MB * 1024 * 1024
-    return PageCache(django, capacity=capacity) if capacity else django
+    return PageCache(django, capacity=capacity) if capacity > 0 else django

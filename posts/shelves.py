@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from urllib.parse import urlencode
 
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 from django.db.models.functions import ExtractYear
 from django.http import Http404
 
-from posts.models import Post, PostQuerySet
+from posts.models import Post, PostQuerySet, Tag
 
 PAGE = 30
 
@@ -74,6 +74,11 @@ def leaf(asked: str, *, count: int, path: str, year: int | None = None) -> Leaf:
     if asked not in map(str, range(1, newest.number)):
         raise Http404
     return Leaf(int(asked), count, path, year)
+
+
+def tags() -> QuerySet[Tag]:
+    """Return the tags that have listed posts: others are not there for readers yet."""
+    return Tag.objects.filter(posts__in=Post.objects.listed()).distinct()
 
 
 def years(posts: PostQuerySet, zone: zoneinfo.ZoneInfo) -> dict[int, int]:

@@ -69,7 +69,7 @@ def archive(request: HttpRequest) -> HttpResponse:
 @pagecache.kept("page", "year")
 @require_safe
 def tag(request: HttpRequest, slug: str) -> HttpResponse:
-    publication, shown = Publication.current(), get_object_or_404(Tag, slug=slug)
+    publication, shown = Publication.current(), get_object_or_404(shelves.tags(), slug=slug)
     context = {"publication": publication, "tag": shown}
     posts = Post.objects.listed().filter(tags=shown)
     return render(request, "posts/tag.html", {**context, **shelf(request, posts, publication)})

@@ -1,9 +1,13 @@
 """Make what tests need, in one line each."""
 
 import datetime as dt
+import io
+import random
 from typing import Any
 
+from django.core.files.base import ContentFile
 from django.utils import timezone
+from PIL import Image, ImageDraw, ImageFilter
 
 from newsletter.models import Issue, IssuePost, Slot
 from posts.models import Post
@@ -42,3 +46,19 @@ def make_readers(count: int) -> list[Subscriber]:
         for n in range(count)
     ]
     return Subscriber.objects.bulk_create(readers, batch_size=5000)
+
+
+def photograph(width: int = 1600, height: int = 900) -> ContentFile:
+    """Make a picture with the soft grounds, edges and grain of a photograph, the same each time."""
+    chance = random.Random(5)
+    picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    for _n in range(60):
+        x, y, size = chance.randrange(width), chance.randrange(height), chance.randrange(40, 260)
+        color = tuple(chance.randrange(256) for _part in range(3))
+        draw.ellipse((x, y, x + size, y + size * 2 // 3), fill=color)
+    picture = picture.filter(ImageFilter.GaussianBlur(1))
+    grain = Image.effect_noise((width, height), 14).convert("RGB")
+    output = io.BytesIO()
+    Image.blend(picture, grain, 0.5).save(output, "JPEG", quality=88)
+    return ContentFile(output.getvalue(), name="cover.jpg")

@@ -22,16 +22,17 @@ from django.conf import settings
 from django.core.management.base import CommandError
 from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 from django.utils import timezone
 
 from posts import related
 from posts.models import DERIVED, Post, Publication, RelatedPosts, Tag
 from subscribers.models import ReaderCount
-from tests.benchmarks import database, debian, material, senders
+from tests.benchmarks import database, debian, material, paint, senders
 from tests.benchmarks.progress import say
 from tests.benchmarks.senders import Fleet
 from tests.benchmarks.sinks import Postfix, free_port, tail
+from tests.factories import photograph
 from tests.workers import database_url, redis_url
 
 Figures = dict[str, Any]
@@ -51,7 +52,7 @@ TEXTS = 100  # different ones; the posts take them in turn
 SECTION_WORDS = 94
 RARE = 20  # one text in so many has a word that is looked for; the others' few words are in all of them
 FULL = 5000  # posts, from which on the promises are judged
-RATIO, QUERIES, SEARCH_MS, SEND_FACTOR = 0.20, 4, 100.0, 2.0
+RATIO, QUERIES, SEARCH_MS, PAINT_MS, SEND_FACTOR = 0.20, 4, 100.0, 500.0, 2.0
 
 WRK = ["wrk", "libluajit-5.1-2", "libluajit-5.1-common"]
 NGINX = ["nginx", "nginx-common"]
@@ -119,6 +120,8 @@ def measure(plan: Plan) -> Figures:
         (home / "searches.lua").write_text(SEARCHES.format(words='", "'.join(material.WORDS)) + REPORT)
         say(f"inventing {plan.posts:,} posts of {plan.words:,} words and {plan.readers:,} readers")
         _fill(plan)
+        with override_settings(MEDIA_ROOT=str(home / "media")):
+            Post.objects.get(slug=POST).cover.save("cover.jpg", photograph())
         collect_static(home)
         cached = ends.enter_context(granian(home, "cached", PAGE_CACHE_MB="64"))
         uncached = ends.enter_context(granian(home, "uncached", PAGE_CACHE_MB="0"))
@@ -128,11 +131,13 @@ def measure(plan: Plan) -> Figures:
         found = _take_turns(plan, load, cached, uncached, files)
         for name, page in found.items():
             _add_sizes(page, sizes[name], uncached.base + PAGES[name])
+        say("the largest paint, the processor slowed down")
+        painted = paint.measure(cached.base + PAGES["post"])
         pss = {"cached": round(cached.pss_mb(), 1), "uncached": round(uncached.pss_mb(), 1)}
         beside = _beside_a_send(plan, load, cached) if plan.readers else {}
     return {
         **durability, "posts": plan.posts, "words": plan.words, "seconds": plan.seconds, "rounds": plan.rounds,
-        "encoding": ENCODING, **found, "pss_mb": pss, "beside_send": beside,
+        "encoding": ENCODING, **found, "paint": painted, "pss_mb": pss, "beside_send": beside,
     }  # fmt: skip
 
 
@@ -149,6 +154,8 @@ def errors(found: Figures) -> list[str]:
             wrong.append(f"The page {name} asks {queries} queries.")
     if search > SEARCH_MS:
         wrong.append(f"One search in a hundred takes {search} ms or more.")
+    if found["paint"] and (painted := found["paint"]["largest_paint_ms"]) > PAINT_MS:
+        wrong.append(f"The largest paint of a post page comes after {painted} ms.")
     if found["beside_send"] and (factor := found["beside_send"]["factor"]) > SEND_FACTOR:
         wrong.append(f"A kept page takes {factor} times as long while an issue goes out.")
     return wrong
@@ -165,6 +172,7 @@ def show(found: Figures) -> str:
                     f"{name + ', ' + kind:24}{connections:>12}{one['rps']:>12,.0f}{one['p50_ms']:>10.2f}"
                     f"{one['p99_ms']:>10.2f}{ratio:>10}"
                 )
+    lines.append(f"the post page in Chromium, with cover: {found['paint'] or 'not measured'}")
     lines.append(f"memory, MB: {found['pss_mb']}; beside a send: {found['beside_send'] or 'not measured'}")
     return "\n".join(lines)
 

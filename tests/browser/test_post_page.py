@@ -1,6 +1,5 @@
 """A post's page in a browser: what it weighs, that nothing on it moves, and what it does with scripts and without."""
 
-import io
 import random
 import re
 from collections.abc import Iterator
@@ -9,12 +8,11 @@ from typing import Any
 import brotli
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from django.core.files.base import ContentFile
-from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import Browser, CDPSession, Page, expect
 from pytest_django.live_server_helper import LiveServer
 
 from posts.models import Post, Publication
+from tests.factories import photograph
 from tests.posts.test_post_page import dressed
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -28,22 +26,6 @@ SHIFTS = """() => {
     for (const entry of list.getEntries()) window.moved += entry.value;
   }).observe({ type: "layout-shift", buffered: true });
 }"""
-
-
-def photograph(width: int = 1600, height: int = 900) -> ContentFile:
-    """Make a picture with the soft grounds, edges and grain of a photograph, the same each time."""
-    chance = random.Random(5)
-    picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    for _n in range(60):
-        x, y, size = chance.randrange(width), chance.randrange(height), chance.randrange(40, 260)
-        color = tuple(chance.randrange(256) for _part in range(3))
-        draw.ellipse((x, y, x + size, y + size * 2 // 3), fill=color)
-    picture = picture.filter(ImageFilter.GaussianBlur(1))
-    grain = Image.effect_noise((width, height), 14).convert("RGB")
-    output = io.BytesIO()
-    Image.blend(picture, grain, 0.5).save(output, "JPEG", quality=88)
-    return ContentFile(output.getvalue(), name="cover.jpg")
 
 
 @pytest.fixture

@@ -371,3 +371,8 @@ def test_a_post_keeps_its_words_its_beginning_and_its_minutes() -> None:
     assert rendered.excerpt.startswith("First words.")
     assert rendered.reading_minutes == 1
     assert markdown.render_post("word " * 2200).reading_minutes == 10
+
+
+def test_headings_take_no_id_twice_and_none_of_the_page() -> None:
+    html = markdown.render("# Locks\n\n# Locks\n\n# Locks 2\n\n# Content\n\n# Correction\n")
+    assert re.findall(r'<h\d id="([^"]+)"', html) == ["locks", "locks-2", "locks-2-2", "content-2", "correction-2"]

@@ -224,6 +224,12 @@ def test_a_search_is_kept_under_its_words_however_they_are_spaced(site: Site, po
     assert site.made == 5
 
 
+def test_raw_letters_in_a_search_mean_what_they_mean_to_django(site: Site, post: Post) -> None:
+    raw = "/search/?q=" + "über".encode().decode("latin-1")  # PEP 3333
+    assert 'value="über"' in site.get(raw).text
+    assert site.get("/search/?q=%C3%BCber").text == site.get(raw).text
+
+
 def test_searches_ask_for_the_years_and_topics_once_a_version(site: Site, post: Post) -> None:
     site.get("/search/?q=rows")
     with CaptureQueriesContext(connection) as asked:

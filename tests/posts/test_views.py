@@ -353,3 +353,10 @@ def test_an_error_page_needs_nothing_that_may_have_failed() -> None:
 def test_a_summary_has_no_gaps_where_marks_stood(client: Client, publication: Publication) -> None:
     publish("On vacuum", body="Rows *wait*, **all**[^1].\nThen `vacuum`\\\ncomes.\n\n[^1]: Not all.")
     assert "Rows wait, all. Then vacuum comes." in client.get("/posts/").content.decode()
+
+
+def test_a_tag_of_hidden_posts_alone_is_not_there(client: Client, publication: Publication) -> None:
+    post = make_post(status=Post.Status.PUBLISHED, published_at=timezone.now(), visibility=Post.Visibility.UNLISTED)
+    post.tags.add(Tag.objects.create(name="Secret plans", slug="secret-plans"))
+    for address in ("/tags/secret-plans/", "/tags/secret-plans/feed.xml", "/tags/secret-plans/feed.json"):
+        assert client.get(address).status_code == 404

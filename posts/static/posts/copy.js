@@ -6,11 +6,12 @@ const prose = document.querySelector(".prose[data-copy]");
 const said = document.getElementById("copied");
 
 async function copy(button, text) {
-  const words = button.textContent;
+  button.dataset.words ??= button.textContent; // a second press finds another text there
   await navigator.clipboard.writeText(text);
   button.textContent = said.textContent = prose.dataset.copied;
-  setTimeout(() => {
-    button.textContent = words;
+  clearTimeout(Number(button.dataset.timer));
+  button.dataset.timer = setTimeout(() => {
+    button.textContent = button.dataset.words;
     said.textContent = "";
   }, SHOWN_FOR);
 }
