@@ -10,6 +10,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection, models, transaction
 
 from newsletter.models import Delivery, DeliveryEvent
+from posts import auditlog
 from subscribers.models import Consent, ImportRow, Submission, Subscriber, Suppression, SystemMail
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ UPDATE newsletter_delivery d
 
 
 @transaction.atomic
-def erase(subscriber_id: int, *, keep_out: bool) -> bool:
-    """Forget a reader; False if he was already. With `keep_out` a keyed hash of his address stays (GDP-5).
+def erase(subscriber_id: int, *, keep_out: bool, by: str = "the reader") -> bool:
+    """Forget a reader, as `by` asks; False if he was forgotten already. With `keep_out` a keyed hash stays (GDP-5).
 
     The hash is by what an import is kept from bringing him back; his own sign-up lifts it. A suppression that stands,
     because he complained, bounced or asked never to be mailed, stays in any case.
@@ -43,6 +44,7 @@ def erase(subscriber_id: int, *, keep_out: bool) -> bool:
     _empty_row(reader)
     _empty_consents(subscriber_id)
     scrub_copies([subscriber_id])
+    auditlog.note("subscriber.erase", f"reader number {subscriber_id}", actor=by)
     # The number alone: after a backup was restored, whoever reads the log can erase anew (erase_subscriber --number).
     transaction.on_commit(lambda: logger.info("reader number %s was erased", subscriber_id))
     return True

@@ -22,7 +22,9 @@ from django.test import Client
 from newsletter import audit, delivery, erasure
 from newsletter.celery import app
 from newsletter.models import Delivery, Issue
+from posts.models import AuditEntry
 from subscribers import addresses, emails, links, submissions, subscription
+from subscribers.exporter import as_csv, as_json
 from subscribers.importer import import_csv
 from subscribers.models import Import, ImportRow, Subscriber, Suppression, SystemMail
 from subscribers.subscription import Circumstances
@@ -125,6 +127,10 @@ def test_gdp_5_after_erasure_nothing_of_the_person_is_found_anywhere(
     assert f"reader number {reader.pk} was erased" in log.getvalue()
     assert CANARY not in in_valkey().lower()
     assert not [path for path in Path(settings.MEDIA_ROOT).rglob("*") if CANARY.encode() in path.read_bytes().lower()]
+    for exported in ("".join(as_csv()), "".join(as_json())):
+        assert alice.address in exported
+        assert CANARY not in exported.lower()
+    assert AuditEntry.objects.get(act="subscriber.erase").subject == f"reader number {reader.pk}"
     assert Subscriber.objects.get(pk=alice.pk).address == alice.address
     assert alice.deliveries.get(issue=mailed).address == alice.address
 

@@ -25,7 +25,7 @@ class Command(BaseCommand):
         numbers = options["number"] or [self._number(options["address"])]
         for number in numbers:
             try:
-                erased = erasure.erase(number, keep_out=options["keep_out"])
+                erased = erasure.erase(number, keep_out=options["keep_out"], by="manage.py")
             except Subscriber.DoesNotExist as error:
                 raise CommandError(f"There is no reader number {number}.") from error
             self.stdout.write(f"Reader number {number} {'was erased' if erased else 'was erased before'}.")
