@@ -23,7 +23,7 @@ from django.test import Client
 from posts.models import Publication
 from subscribers import exporter
 from subscribers.importer import import_csv
-from tests.benchmarks import database
+from tests.benchmarks import database, signups
 from tests.benchmarks.progress import say, table
 from tests.benchmarks.senders import peak_rss_mb
 from tests.workers import database_url, redis_url
@@ -38,8 +38,12 @@ SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
 EMPTY = "TRUNCATE subscribers_subscriber, subscribers_suppression, subscribers_import, subscribers_importrow CASCADE"
 
 
-def measure(rows: int, pairs: int) -> dict[str, Any]:
-    """Run the benchmark; return what --json prints."""
+def measure(rows: int, pairs: int, *, requests: int, seconds: int) -> dict[str, Any]:
+    """Run the benchmark, and that of signing up with as many readers; return what --json prints."""
+    return {**signups.measure(signups.Plan(rows, requests, seconds)), **_measure(rows, pairs)}
+
+
+def _measure(rows: int, pairs: int) -> dict[str, Any]:
     with database.own() as durability, tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         say(f"inventing a file of {rows:,} rows; a warm-up that does not count")
@@ -66,7 +70,7 @@ def medians(turns: list[dict[str, float]]) -> dict[str, float]:
 
 def errors(found: dict[str, Any]) -> list[str]:
     """Return what is wrong with the figures."""
-    wrong = []
+    wrong = signups.errors(found)
     if found["ratio_insert_select"] < LEAST_RATIO:
         wrong.append(f"The import is {found['ratio_insert_select']} as fast as INSERT ... SELECT")
     if found["peak_rss_mb"] > MOST_MB:
@@ -80,7 +84,8 @@ def show(found: dict[str, Any]) -> str:
     names = ("import_rows_per_s", "insert_rows_per_s", "copy_rows_per_s", "ratio_insert_select", "ratio_copy")
     rows = {name: [turn[name] for turn in found["pairs"]] for name in names}
     lists = {f"{name}, ms": [ms] for name, ms in found["lists"].items()}
-    return head + table({**rows, **lists, "export, rows a second": [found["export_rows_per_s"]]})
+    ours = head + table({**rows, **lists, "export, rows a second": [found["export_rows_per_s"]]})
+    return f"{ours}\n{signups.show(found)}"
 
 
 def bring_along(name: str) -> None:

@@ -81,13 +81,13 @@ class Command(BaseCommand):
 
     def add_signups(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--readers", type=_positive, default=100_000)
-        parser.add_argument("--requests", type=_positive, default=200, help="for each kind of address, at each door")
-        parser.add_argument("--seconds", type=_positive, default=10, help="of signing up")
+        _add_sign_ups(parser)
         _add_json(parser)
 
     def add_subscribers(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--rows", type=_positive, default=1_000_000)
         parser.add_argument("--pairs", type=_positive, default=1, help="how often import and plain insert take turns")
+        _add_sign_ups(parser)
         _add_json(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -124,7 +124,8 @@ class Command(BaseCommand):
                 errors = part.errors(found)
             case "subscribers":
                 part = _part("subscribers")
-                found = part.measure(options["rows"], options["pairs"])
+                sizes = {name: options[name] for name in ("rows", "pairs", "requests", "seconds")}
+                found = part.measure(**sizes)
                 errors = part.errors(found)
             case _:
                 part, found = self.memory(options)
@@ -158,6 +159,11 @@ def _part(name: str) -> ModuleType:
         if (error.name or "").partition(".")[0] != "tests":
             raise
         raise CommandError("The benchmarks need the repository's tests folder, which is not here.") from error
+
+
+def _add_sign_ups(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=_positive, default=200, help="for each kind of address, at each door")
+    parser.add_argument("--seconds", type=_positive, default=10, help="of signing up")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
