@@ -30,7 +30,7 @@ SHOW = ALWAYS | {"mfa_reauthenticate", "mfa_reauthenticate_webauthn"}
 # What asks again who is there. Stopping never does: nobody should look for his phone while a wrong mail goes out.
 ACTS_THAT_SEND = {"schedule", "move", "now", "resume", "resend", "joined"}
 BUTTONS = {"newsletter_issue_act", "newsletter_issue_change", "newsletter_issue_add"}
-SETTINGS = {"posts_publication_change", "subscribers_subscriber_export"} | {
+SETTINGS = {"posts_publication_change", "subscribers_subscriber_export", "subscribers_import_start"} | {
     f"auth_{model}_{page}" for model in ("user", "group") for page in ("add", "change", "delete", "changelist")
 }
 SETTINGS |= {"auth_user_password_change"}

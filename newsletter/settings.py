@@ -397,6 +397,18 @@ UNFOLD = {
                     },
                     _menu("System mail", "outbox", "subscribers_systemmail"),
                     {
+                        "title": "Import",
+                        "icon": "upload",
+                        "link": reverse_lazy("subscribers_imports"),
+                        "permission": "subscribers.views.moving.may_import",
+                    },
+                    {
+                        "title": "Export",
+                        "icon": "download",
+                        "link": reverse_lazy("subscribers_subscriber_export"),
+                        "permission": "subscribers.views.moving.may_export",
+                    },
+                    {
                         "title": "Sign-up form",
                         "icon": "edit_note",
                         "link": reverse_lazy("embed"),

@@ -33,6 +33,7 @@ REFUSED_SHOWN = 1000  # in a report; the rows themselves keep all
 TEXT_LENGTH = 2000
 LOCK = 0x696D706F7274  # one chunk at a time, so that two imports never wait for each other crosswise
 EXTRA_ATTESTATION = 50  # from so many addresses on, somebody says where they agreed (ABU-15)
+SHORTEST_ATTESTATION = 15  # letters
 
 STAGE = """
 CREATE TEMPORARY TABLE IF NOT EXISTS staged (

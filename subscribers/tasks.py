@@ -7,8 +7,9 @@ from celery import Task, shared_task
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
-from subscribers import emails, submissions
-from subscribers.models import Submission, SystemMail
+from subscribers import emails, importer, submissions
+from subscribers.csvfile import UnreadableFile
+from subscribers.models import Import, Submission, SystemMail
 
 logger = logging.getLogger(__name__)
 
@@ -42,3 +43,24 @@ def _publish(task: Task, row_id: int) -> None:
         task.delay(row_id)
     except OperationalError as error:
         logger.warning("no broker: %s of %s waits for the next sweep: %s", task.name, row_id, error)
+
+
+@shared_task
+def import_readers(import_id: int) -> None:
+    """Go through an uploaded file: tell what it would do, or do it, if that was decided. What stops it is shown."""
+    found = Import.objects.filter(pk=import_id).exclude(state=Import.State.DONE).first()
+    if found is None or not found.parts.exists():
+        return
+    trial = found.state == Import.State.WAITING
+    try:
+        with importer.kept_file(found) as open_file:
+            importer.run(found, open_file, trial=trial)
+    except importer.Stopped as error:
+        logger.info("%s", error)
+    except UnreadableFile as error:
+        Import.objects.filter(pk=import_id).update(state=Import.State.FAILED, error=str(error)[:500])
+
+
+def hint_import(found: Import) -> None:
+    """After the commit, wake a worker for an import; its page offers to go on where none was told."""
+    transaction.on_commit(partial(_publish, import_readers, found.pk))

@@ -102,9 +102,8 @@ def test_signing_up_is_measured_and_every_kind_of_address_gets_the_same_answer()
 
 
 def test_bringing_readers_along_is_measured_beside_a_plain_insert() -> None:
-    ended = run(
-        "subscribers", "--rows=3000", "--requests=5", "--seconds=1", "--json"
-    )  # so few rows take no longer than starting, so the ratio may fail
+    # So few rows that the ratio may be too small.
+    ended = run("subscribers", "--rows=3000", "--requests=5", "--seconds=1", "--json")
     found = json.loads(ended.stdout)
     assert (found["fsync"], found["rows"], len(found["pairs"])) == ("on", 3000, 1)
     figures = ("import_rows_per_s", "ratio_insert_select", "ratio_copy", "list_ms", "export_rows_per_s", "peak_rss_mb",

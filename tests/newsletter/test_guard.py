@@ -19,7 +19,8 @@ from django.utils import timezone
 
 from newsletter.models import Issue
 from posts.models import FRONT_PARTS, AuditEntry, Publication
-from subscribers.models import Subscriber
+from subscribers import importer
+from subscribers.models import Import, Subscriber
 from tests.factories import make_issue, make_slot
 
 pytestmark = pytest.mark.usefixtures("publication", "guarded")
@@ -365,6 +366,20 @@ def test_what_was_given_up_long_ago_is_not_carried_out_by_opening_the_page(
     asked = signed_in.get(PUBLICATION)
     signed_in.post(asked.headers["Location"], {"code": code(secret, steps=1)})
     assert Publication.current().tagline == becomes
+
+
+def test_bringing_readers_along_and_taking_them_out_is_confirmed(signed_in: Client, secret: str) -> None:
+    found = importer.keep([b"email\nada@example.org\n"], "readers.csv", by="author")
+    Import.objects.update(is_judged=True)
+    start = f"/admin/readers/import/{found.pk}/start/"
+    assert signed_in.get("/admin/readers/export/").status_code == 200
+    later(signed_in)
+    assert signed_in.post("/admin/readers/export/", {"format": "csv"}).headers["Location"].startswith(CONFIRM)
+    asked = signed_in.post(start, {"attestation": "They signed up at a fair."})
+    assert asked.headers["Location"].startswith(CONFIRM)
+    assert Import.objects.get().state == Import.State.WAITING
+    signed_in.post(asked.headers["Location"], {"code": code(secret, steps=1)})
+    assert Import.objects.get().attestation == "They signed up at a fair."
 
 
 @pytest.mark.parametrize("page", ["mfa/authenticator/", "account/emailaddress/"])

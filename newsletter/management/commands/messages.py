@@ -34,6 +34,7 @@ FOR_THE_AUTHOR = {
         "subscribers/models.py",
         "subscribers/names.py",
         "subscribers/views/author.py",
+        "subscribers/views/moving.py",
         "subscribers/testmode.py",
     ),
 }
