@@ -29,7 +29,7 @@ QUESTIONS = {
     "a reader who was active at freeze and has no copy": """
         SELECT count(*), min(s.id) FROM subscribers_subscriber s
          WHERE s.status = 'active' AND s.confirmed_at < %(prepared_at)s AND s.unsubscribed_at IS NULL
-           AND s.frequency = 'every' AND s.topics = '{}' AND NOT EXISTS (
+           AND s.frequency = %(frequency)s AND s.topics = '{}' AND NOT EXISTS (
                SELECT 1 FROM subscribers_consent c
                 WHERE c.subscriber_id = s.id AND c.at > %(prepared_at)s
                   AND (c.kind = 'imported' OR jsonb_exists_any(c.detail, ARRAY['topics', 'frequency'])))
@@ -84,7 +84,7 @@ def audit(issue: Issue) -> Audit:
     """Ask every question about one frozen issue."""
     counts = issue.counts()
     found = Audit(issue, counts.as_dict())
-    values = {"issue": issue.pk, "prepared_at": issue.prepared_at}
+    values = {"issue": issue.pk, "prepared_at": issue.prepared_at, "frequency": issue.frequency}
     for name, question in QUESTIONS.items():
         with connection.cursor() as cursor:
             cursor.execute(question, values)

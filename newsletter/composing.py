@@ -34,11 +34,11 @@ def propose() -> Issue:
             raise ValidationError(_("No post is marked “ready for the next issue”, or all that are stand in an issue."))
         first = posts[0]
         issue = Issue.objects.create(
-            subject=_one_line(first.title),
-            preheader=textwrap.shorten(_one_line(first.summary), PREHEADER_LENGTH, placeholder=" …"),
+            subject=one_line(first.title),
+            preheader=textwrap.shorten(one_line(first.summary), PREHEADER_LENGTH, placeholder=" …"),
         )
         IssuePost.objects.bulk_create(
-            IssuePost(issue=issue, post=post, position=position, mode=_mode(post, position))
+            IssuePost(issue=issue, post=post, position=position, mode=mode(post, first=position == 1))
             for position, post in enumerate(posts, 1)
         )
     return issue
@@ -51,13 +51,14 @@ def ready_posts() -> models.QuerySet[Post]:
     return posts.only("title", "excerpt", "derived_excerpt", "visibility")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text as it may stand in a header."""
     return " ".join(message.clean(text).split())
 
 
-def _mode(post: Post, position: int) -> str:
-    """A teaser leads to the web, where what is mailed only does not stand."""
-    return Mode.FULL if position == 1 or post.visibility == Post.Visibility.EMAIL_ONLY else Mode.TEASER
+def mode(post: Post, *, first: bool) -> str:
+    """Return how a post stands in an issue: a teaser leads to the web, where what is mailed only does not stand."""
+    return Mode.FULL if first or post.visibility == Post.Visibility.EMAIL_ONLY else Mode.TEASER
 
 
 def without_holes(text: str) -> str:

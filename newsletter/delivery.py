@@ -27,7 +27,7 @@ from subscribers import instance
 logger = logging.getLogger(__name__)
 State = Delivery.State
 
-# Whoever wants a digest gets no single issue, whoever chose topics what shares one of them; both stand in his own row.
+# Whoever wants digests gets no single issue, whoever chose topics what shares one of them; both stand in his own row.
 # A domain that is not ASCII is written as its key has it (RFC 5890): no relay needs SMTPUTF8 for such a reader.
 FREEZE = """
 WITH candidates AS MATERIALIZED (
@@ -36,7 +36,7 @@ WITH candidates AS MATERIALIZED (
                 ELSE split_part(address, '@', 1) || '@' || split_part(key, '@', 2) END AS address,
            CASE WHEN suppressed THEN 'suppressed' WHEN paused_until > now() THEN 'paused' ELSE '' END AS reason
       FROM subscribers_subscriber s WHERE status = 'active'
-       AND frequency = 'every' AND (NOT topics && %(offered)s::bigint[] OR topics && %(shared)s::bigint[])
+       AND frequency = %(frequency)s AND (NOT topics && %(offered)s::bigint[] OR topics && %(shared)s::bigint[])
        AND (NOT %(joined)s OR (
             NOT EXISTS (SELECT 1 FROM newsletter_delivery d WHERE d.issue_id = %(issue)s AND d.subscriber_id = s.id)
             AND NOT EXISTS (SELECT 1 FROM newsletter_delivery d
@@ -313,7 +313,10 @@ def _publish_posts(issue: Issue) -> None:
 
 def _plan(issue: Issue, *, joined: bool = False) -> tuple[int, int, int]:
     topics = issue.topics()
-    values: dict[str, Any] = {"issue": issue.pk, "joined": joined, "offered": topics.offered, "shared": topics.shared}
+    values: dict[str, Any] = {
+        "issue": issue.pk, "joined": joined, "frequency": issue.frequency,
+        "offered": topics.offered, "shared": topics.shared,
+    }  # fmt: skip
     with connection.cursor() as cursor:
         cursor.execute(FREEZE, values)
         candidates, planned, excluded = cursor.fetchone()

@@ -175,6 +175,8 @@ class Issue(models.Model):
         error_messages={"unique": _("Another issue has taken this slot: choose another date.")},
     )
     due_at = models.DateTimeField(null=True, blank=True)
+    # The first day of the month whose digest it is; see digest.py. Goes to readers who want digests, and to them alone.
+    digest_of = models.DateField(null=True, unique=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
     count_clicks = models.BooleanField(
@@ -253,15 +255,24 @@ class Issue(models.Model):
         return Topics(offered, list(tagged.values_list("pk", flat=True)))
 
     @property
+    def frequency(self) -> str:
+        """Return what its readers chose: each issue, or a digest."""
+        return Subscriber.Frequency.MONTHLY if self.digest_of else Subscriber.Frequency.EVERY
+
+    @property
     def is_for_all(self) -> bool:
-        """Whether it goes to every reader, whatever topics he chose."""
+        """Whether it goes to every reader of single issues, whatever topics he chose."""
         topics = self.topics()
-        return len(topics.shared) == len(topics.offered)
+        return self.digest_of is None and len(topics.shared) == len(topics.offered)
 
     def audience(self) -> SubscriberQuerySet:
         """Return whom the issue would be sent to now, as `delivery.FREEZE` would choose them."""
         topics = self.topics()
-        return Subscriber.objects.mailable().of_each_issue().wanting(topics.shared, offered=topics.offered)
+        return (
+            Subscriber.objects.mailable()
+            .filter(frequency=self.frequency)
+            .wanting(topics.shared, offered=topics.offered)
+        )
 
     def counts(self) -> Counts:
         """Count this issue's copies by state, at this moment."""

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from newsletter import alarms, delivery, preflight, reconciliation, schedule
+from newsletter import alarms, delivery, digest, preflight, reconciliation, schedule
 from newsletter.models import Heartbeat, Issue, Slot
 from posts.models import Post, Publication
 from subscribers import emails, instance, notes, spool, submissions, subscription
@@ -62,6 +62,7 @@ def dispatch_due() -> list[int]:
         return []
     ensure_slots()
     publish_scheduled_posts()
+    guarded(digest.assemble)
     miss_overdue()
     due = list(Issue.objects.due().order_by("due_at").values_list("pk", flat=True))
     for issue_id in due:

@@ -28,10 +28,6 @@ class SubscriberQuerySet(models.QuerySet["Subscriber"]):
     def unsuppressed(self) -> SubscriberQuerySet:
         return self.exclude(suppressed=True)
 
-    def of_each_issue(self) -> SubscriberQuerySet:
-        """Readers who want every issue and not a digest of them."""
-        return self.filter(frequency=Subscriber.Frequency.EVERY)
-
     def wanting(self, topics: Sequence[int], *, offered: Sequence[int]) -> SubscriberQuerySet:
         """Readers who chose none of the topics that are offered, or one of `topics` (both by the ids of their tags)."""
         chose = models.Q(topics__overlap=list(offered))

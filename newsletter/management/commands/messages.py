@@ -39,7 +39,7 @@ FOR_THE_AUTHOR = {
     ),
 }
 PLACES = ["templates", "posts", "subscribers", "newsletter/templatetags", "newsletter/views.py"]
-PLACES += ["newsletter/rendering.py"]
+PLACES += ["newsletter/rendering.py", "newsletter/digest.py"]
 # How many of a function's first arguments are words, after the context of those in "p".
 FUNCTIONS = {"_": 1, "gettext": 1, "gettext_noop": 1, "ngettext": 2, "pgettext": 1, "npgettext": 2}
 PLACEHOLDER = re.compile(r"%\((\w+)\)[sd]")
