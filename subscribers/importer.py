@@ -197,7 +197,12 @@ class Report:
 
     @classmethod
     def of(cls, found: Import) -> Report:
-        """Return the report of what is done; the refused rows stand among the rows alone, where they are forgotten."""
+        """Return the report of what is done or, while the file waits, would be.
+
+        Of what is done the refused rows stand among the rows alone, where they are forgotten in time.
+        """
+        if found.state == Import.State.WAITING:
+            return cls.from_json(found.report)
         refused = ImportRow.objects.filter(of=found.pk, outcome=ImportRow.Outcome.REFUSED).order_by("line")
         rows = refused.values_list("line", "text", "note")[:REFUSED_SHOWN]
         named = [{"line": line, "address": text[:100], "reason": note} for line, text, note in rows]
@@ -369,7 +374,7 @@ class _Run:
         """Note that it is done; the file is not kept any longer."""
         found = Import.objects.filter(pk=self.found.pk)
         if self.trial:
-            found.update(is_judged=True, report=self.report.kept())
+            found.update(is_judged=True, report=self.report.as_json())
             return
         with transaction.atomic():
             found.update(state=Import.State.DONE, ended_at=timezone.now(), report=self.report.kept())

@@ -13,7 +13,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 from django.utils import timezone
 
-from posts.models import AuditEntry, Publication
+from posts.models import AuditEntry, Publication, Tag
 from subscribers import tasks
 from subscribers.models import Consent, Import, Subscriber
 
@@ -39,7 +39,7 @@ def body(response: Any) -> str:
 
 
 def test_abu_15_a_file_is_looked_through_vouched_for_and_imported(author: Client) -> None:
-    page = upload(author, KIT)
+    page = upload(author, KIT + "nobody,x,,,\n")
     assert "being looked through" in page.content.decode()
     assert page.headers["Refresh"] == "3"
     found = Import.objects.get()
@@ -47,6 +47,7 @@ def test_abu_15_a_file_is_looked_through_vouched_for_and_imported(author: Client
     page = author.get(f"{IMPORTS}{found.pk}/").content.decode()
     assert "It looks like a file from Kit" in page
     assert "r0@example.org" in page
+    assert "<code>nobody</code> An email address must have an @-sign." in page
     assert not Subscriber.objects.exists()
     author.post(f"{IMPORTS}{found.pk}/start/", {"attestation": "yes"})
     found.refresh_from_db()
@@ -57,11 +58,11 @@ def test_abu_15_a_file_is_looked_through_vouched_for_and_imported(author: Client
     assert Subscriber.objects.mailable().count() == 59
     assert Consent.objects.filter(detail__attestation=words).count() == 60
     entry = AuditEntry.objects.get(act="subscriber.import")
-    assert (entry.actor, entry.detail["rows"], entry.detail["attestation"]) == ("ann", 60, words)
+    assert (entry.actor, entry.detail["rows"], entry.detail["attestation"]) == ("ann", 61, words)
     assert "What became of each row" in author.get(f"{IMPORTS}{found.pk}/").content.decode()
     lines = body(author.get(f"{IMPORTS}{found.pk}/report.csv")).splitlines()
     assert lines[1] == "2,created,,r0@example.org,"
-    assert len(lines) == 61
+    assert len(lines) == 62
     assert not found.parts.exists()
 
 
@@ -129,3 +130,12 @@ def test_only_who_may_see_readers_comes_in(client: Client, publication: Publicat
         assert client.get(address).status_code == 403
     assert client.post(f"{IMPORTS}{found.pk}/start/").status_code == 403
     assert client.post(EXPORT, {"format": "csv"}).status_code == 403
+
+
+def test_the_list_is_filtered_by_topic(author: Client, alice: Subscriber, bob: Subscriber) -> None:
+    tag = Tag.objects.create(name="Locks", offered=True)
+    Subscriber.objects.filter(pk=alice.pk).update(topics=[tag.pk])
+    page = author.get(f"/admin/subscribers/subscriber/?topic={tag.pk}").content.decode()
+    assert "alice@example.org" in page
+    assert "bob@example.org" not in page
+    assert author.get("/admin/subscribers/subscriber/?topic=x").status_code == 200
