@@ -45,6 +45,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS judged (
     LIKE staged, outcome text, subscriber_id bigint, target text, marks boolean
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS seen (key text PRIMARY KEY, status text);
+-- Where readers were counted while the first of them were not committed yet, a plan may look up judged rows for each.
+CREATE INDEX IF NOT EXISTS judged_change ON judged (subscriber_id) WHERE outcome IN ('lowered', 'updated');
 """
 UNSTAGE = "DROP TABLE IF EXISTS staged, judged, seen"
 COPY = "COPY staged FROM STDIN"

@@ -307,9 +307,13 @@ def test_a_killed_process_and_a_second_run_end_in_the_same_table(file: Write, tm
     command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "import_subscribers", str(path)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env={**os.environ, **names, **secrets}, stdout=log, stderr=log)
-    workers.wait_until(lambda: Import.objects.filter(read__gt=0).exists(), why=(tmp_path / "log").read_text)
-    process.kill()
-    process.wait()
+    try:
+        workers.wait_until(
+            lambda: Import.objects.filter(read__gt=0).exists(), seconds=120, why=(tmp_path / "log").read_text
+        )
+    finally:
+        process.kill()
+        process.wait()
     assert 0 < Subscriber.objects.count() < 100_000
     report = import_csv(path)
     assert (report.rows, report.created) == (100_000, 100_000)
