@@ -45,14 +45,14 @@ CREATE TEMPORARY TABLE IF NOT EXISTS judged (
     LIKE staged, outcome text, subscriber_id bigint, target text, marks boolean
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE IF NOT EXISTS seen (key text PRIMARY KEY, status text);
--- Where readers were counted while the first of them were not committed yet, a plan may look up judged rows for each.
 CREATE INDEX IF NOT EXISTS judged_change ON judged (subscriber_id) WHERE outcome IN ('lowered', 'updated');
 """
 UNSTAGE = "DROP TABLE IF EXISTS staged, judged, seen"
 COPY = "COPY staged FROM STDIN"
 
-# Without statistics of the staged rows a plan would read all readers for each chunk.
-PLANS = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+# Without statistics of the staged rows a plan would read all readers for each chunk; or, where readers were counted
+# while the first of them were not committed yet, all of them for each row. So everybody is looked up by an index.
+PLANS = "".join(f"SET LOCAL enable_{way} = off;" for way in ("hashjoin", "mergejoin", "material", "seqscan"))
 
 # What becomes of each row, looked up only. His own confirmation here is newer than a leaving elsewhere that is dated
 # before it, and worth more than "not confirmed" from elsewhere. `seen` stands for what a trial run would have written.
