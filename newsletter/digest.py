@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 from newsletter import alarms, composing, delivery, schedule
 from newsletter.models import Issue, IssuePost
 from posts.models import Post, Publication
-from subscribers.models import Subscriber
+from subscribers.models import Consent, Subscriber
 
 
 class Month(NamedTuple):
@@ -48,7 +48,7 @@ def assemble() -> Issue | None:
     """
     month = Month.before(timezone.now(), Publication.current())
     issue = Issue.objects.filter(digest_of=month.first).first()
-    if issue is None:
+    if issue is None and is_awaited(month):
         issue = _make(month)
     if issue is None or issue.state != Issue.State.DRAFT or issue.number:  # the author has taken it back himself
         return None
@@ -66,7 +66,7 @@ def _make(month: Month) -> Issue | None:
     with transaction.atomic():
         publication = Publication.objects.select_for_update().get(pk=1)
         posts = list(posts_of(month))
-        if not posts or not is_awaited(month) or Issue.objects.filter(digest_of=month.first).exists():
+        if not posts or Issue.objects.filter(digest_of=month.first).exists():
             return None
         with translation.override(publication.language):
             name = date_format(month.first, "YEAR_MONTH_FORMAT")
@@ -88,14 +88,17 @@ def _make(month: Month) -> Issue | None:
 
 
 def posts_of(month: Month) -> models.QuerySet[Post]:
-    """Return what was mailed in a month to the readers of each issue, in the order in which it was sent."""
+    """Return what was mailed in a month to the readers of each issue, in the order in which it was sent.
+
+    What the author has taken back since, as a draft or for good, is not sent again.
+    """
     sent = Issue.objects.archived().filter(digest_of=None, started_at__gte=month.begins, started_at__lt=month.ends)
-    posts = Post.objects.filter(issues__in=sent).exclude(status=Post.Status.WITHDRAWN)
+    posts = Post.objects.filter(issues__in=sent, status=Post.Status.PUBLISHED)
     return posts.annotate(sent_at=models.Min("issues__started_at")).order_by("sent_at", "pk")
 
 
 def is_awaited(month: Month) -> bool:
     """Tell whether a reader who may be mailed wants digests, and wanted them when this one was due."""
     waiting = Subscriber.objects.mailable().filter(frequency=Subscriber.Frequency.MONTHLY)
-    changed_since = models.Q(consents__at__gt=month.due_at, consents__detail__has_key="frequency")
-    return waiting.exclude(pk__in=Subscriber.objects.filter(changed_since).values("pk")).exists()
+    changed = Consent.objects.filter(subscriber=models.OuterRef("pk"), at__gt=month.due_at, detail__has_key="frequency")
+    return waiting.exclude(models.Exists(changed)).exists()

@@ -401,7 +401,9 @@ class Issue(models.Model):
         self.number = self.number or Issue.next_number()
         self.save(update_fields=["state", "due_at", "slot", "number"])
         # What is ready is saved by a button only: else half a sentence, kept while it was typed, could be mailed.
-        self.posts.filter(ready=False).update(ready=True)
+        # The posts of a digest were mailed: were it cancelled, they would be proposed for the next issue.
+        if self.digest_of is None:
+            self.posts.filter(ready=False).update(ready=True)
 
     @staticmethod
     def next_number() -> int:

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from newsletter import erasure
 from newsletter.models import Delivery, Issue
+from subscribers import throttling
 from subscribers.models import (
     AddressChange,
     Consent,
@@ -98,8 +99,10 @@ def _forget_copies_of(issue_id: int) -> int:
 
 
 def forget_mail() -> int:
-    """Delete what is kept of mails to readers beside issues, sent or given up more than MAIL_DAYS ago."""
-    over = SystemMail.objects.filter(subscriber__isnull=False, created_at__lt=_before(settings.MAIL_DAYS))
+    """Delete mails to readers beside issues that are over for MAIL_DAYS and that no limit of a mailbox counts any more."""
+    over = SystemMail.objects.filter(
+        subscriber__isnull=False, created_at__lt=_before(max(settings.MAIL_DAYS, throttling.COUNTED.days))
+    )
     return over.exclude(sent_at=None, failed_at=None).delete()[0]
 
 

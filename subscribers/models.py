@@ -103,6 +103,8 @@ class Subscriber(models.Model):
         indexes = [
             models.Index(fields=["status"], name="subscriber_status"),
             models.Index(fields=["-created_at"], name="subscriber_created"),
+            # Asked each minute whether there is anybody.
+            models.Index(fields=["id"], name="subscriber_monthly", condition=models.Q(frequency="monthly")),
             models.Index(fields=["created_at"], condition=models.Q(status="pending"), name="subscriber_pending"),
         ]
         constraints = [

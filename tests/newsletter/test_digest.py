@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import time_machine
 
-from newsletter import audit, delivery, digest, sweeper
+from newsletter import audit, composing, delivery, digest, sweeper
 from newsletter.models import Delivery, Issue, IssuePost
 from posts.models import Post, Publication, Tag
 from subscribers import subscription
@@ -90,13 +90,14 @@ def test_a_digest_is_in_no_digest(readers: None, clock: time_machine.Traveller) 
     assert digest.assemble() is None
 
 
-def test_what_is_mailed_only_stands_in_full_and_what_was_withdrawn_not_at_all(
+def test_what_is_mailed_only_stands_in_full_and_what_was_taken_back_not_at_all(
     readers: None, clock: time_machine.Traveller
 ) -> None:
     hidden = make_post("For readers", visibility=Post.Visibility.EMAIL_ONLY)
-    gone = make_post("A mistake")
-    mail(gone, hidden)
+    gone, draft = make_post("A mistake"), make_post("To be written anew")
+    mail(gone, draft, hidden)
     Post.objects.filter(pk=gone.pk).update(status=Post.Status.WITHDRAWN)
+    Post.objects.filter(pk=draft.pk).update(status=Post.Status.DRAFT)
     clock.move_to(OVER)
     issue = digest.assemble()
     assert issue is not None
@@ -157,3 +158,13 @@ def test_topics_choose_among_the_readers_of_digests_too(readers: None, clock: ti
     issue = digest.assemble()
     assert issue is not None
     assert set(issue.audience().values_list("address", flat=True)) == {"reader2@example.org"}
+
+
+def test_the_posts_of_a_cancelled_digest_are_not_proposed_again(readers: None, clock: time_machine.Traveller) -> None:
+    mail(make_post())
+    clock.move_to(OVER)
+    issue = digest.assemble()
+    assert issue is not None
+    issue.cancel()
+    assert not composing.ready_posts().exists()
+    assert digest.assemble() is None
