@@ -99,7 +99,7 @@ def _forget_copies_of(issue_id: int) -> int:
 
 
 def forget_mail() -> int:
-    """Delete mails to readers beside issues that are over for MAIL_DAYS, as far as no limit of a mailbox counts them."""
+    """Delete mails to readers beside issues that are over for MAIL_DAYS and no longer counted by a limit."""
     over = SystemMail.objects.filter(
         subscriber__isnull=False, created_at__lt=_before(max(settings.MAIL_DAYS, throttling.COUNTED.days))
     )
